@@ -1,0 +1,67 @@
+"""Argument checks, all in one wording: what it is about, what was expected, what came."""
+
+import difflib
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import nn
+
+
+def complaint(name: str, expected: str, got: object, hint: str = "") -> str:
+    """The one wording of every error: ``name: expected ..., got ...; hint``."""
+    return f"{name}: expected {expected}, got {got}" + (f"; {hint}" if hint else "")
+
+
+def shape_of(tensor: torch.Tensor | Sequence[int]) -> str:
+    """A shape as ``2 x 3 x 224 x 224``."""
+    return " x ".join(str(n) for n in getattr(tensor, "shape", tensor))
+
+
+def one_of(name: str, value: object, choices: Iterable[str]) -> None:
+    """Raise a ``ValueError`` unless ``value`` is one of ``choices``."""
+    choices = list(choices)
+    if value not in choices:
+        raise ValueError(complaint(name, f"one of {', '.join(map(repr, choices))}", repr(value)))
+
+
+def close_matches(name: str, names: Sequence[str]) -> str:
+    """A hint that lists the names most like ``name``; empty where none is."""
+    # Somebody who gives 'layer4.bn2' means 'layer4.1.bn2': the same last part counts as like it.
+    tail = name.rpartition(".")[2]
+    close = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
+    close += [n for n in names if n.rpartition(".")[2] == tail and n not in close][-2:]
+    return f"did you mean {' or '.join(map(repr, close))}?" if close else ""
+
+
+def module(name: str, value: object) -> None:
+    """Raise a ``TypeError`` unless ``value`` is a module."""
+    if not isinstance(value, nn.Module):
+        raise TypeError(complaint(name, "a torch.nn.Module", type(value).__name__))
+
+
+_CONVOLUTIONS = {nn.Conv1d: 3, nn.Conv2d: 4, nn.Conv3d: 5}
+_AXES = {3: "(N, C, L)", 4: "(N, C, H, W)", 5: "(N, C, T, H, W)"}
+
+
+def batch(model: nn.Module, x: object) -> None:
+    """Raise unless ``x`` is a tensor with a batch dimension, as the model's first convolution takes."""
+    if not isinstance(x, torch.Tensor):
+        raise TypeError(complaint("x", "a tensor", type(x).__name__))
+    expected = next(
+        (ndim for m in model.modules() for kind, ndim in _CONVOLUTIONS.items() if isinstance(m, kind)),
+        None,
+    )
+    # torch's convolutions take a single image too, and what follows them then reads it wrongly.
+    if expected is not None and x.ndim == expected - 1:
+        axes = _AXES[expected]
+        raise ValueError(
+            complaint("x", f"a batch {axes}", f"shape {shape_of(x)}", "add the batch with x[None]")
+        )
+
+
+def positive(name: str, value: object) -> None:
+    """Raise unless ``value`` is an int above zero."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(complaint(name, "an int", type(value).__name__))
+    if value < 1:
+        raise ValueError(complaint(name, "a positive number", value))

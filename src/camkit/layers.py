@@ -1,0 +1,279 @@
+"""Names and modules, and the layer that a map is made at when nobody names one."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import nn
+
+from camkit import _checks
+from camkit.dryrun import DryRun
+from camkit.layouts import Layout
+from camkit.trace import Operation, Trace
+
+#: Element-wise functions that may stand between a module's output and the pooling, as DenseNet's ReLU does.
+ACTIVATIONS: dict[str, type[nn.Module]] = {
+    "relu": nn.ReLU,
+    "relu_": nn.ReLU,
+    "relu6": nn.ReLU6,
+    "silu": nn.SiLU,
+    "hardswish": nn.Hardswish,
+    "sigmoid": nn.Sigmoid,
+    "tanh": nn.Tanh,
+}
+_ATTENTION = {"multi_head_attention_forward", "scaled_dot_product_attention"}
+_CONVOLUTIONS = {"conv1d", "conv2d", "conv3d"}
+_POOLINGS = {f"{kind}_pool{d}d" for kind in ("max", "avg", "adaptive_max", "adaptive_avg") for d in (1, 2, 3)}
+
+
+@dataclass(frozen=True)
+class LayerInfo:
+    """One layer that a map can be made at.
+
+    Attributes:
+        name: dotted name, as ``layer=`` takes it.
+        kind: class of the module.
+        channels: number of channels.
+        size: size of its map at the input size of the dry run.
+    """
+
+    name: str
+    kind: str
+    channels: int
+    size: tuple[int, ...]
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.kind}, {self.channels} x {_checks.shape_of(self.size)}"
+
+
+@dataclass(frozen=True)
+class Location:
+    """Where a map is made: one layer of one model at one input size.
+
+    Attributes:
+        name: dotted name of the layer.
+        layout: how its output reads as ``(N, C, *spatial)``.
+        channels: number of channels.
+        activations: names of the functions in :data:`ACTIVATIONS` that the forward pass applies to the
+            layer's output before anything else, outside any module.
+        after: what the forward pass does with the result, up to the model's output.
+        dry: the dry run that tells all this.
+    """
+
+    name: str
+    layout: Layout
+    channels: int
+    activations: tuple[str, ...]
+    after: tuple[Operation, ...]
+    dry: DryRun
+
+    def activation(self) -> nn.Sequential:
+        """The functions named in :attr:`activations` as one module."""
+        return nn.Sequential(*(ACTIVATIONS[name]() for name in self.activations))
+
+
+def list_layers(model: nn.Module, input_shape: Sequence[int] = (3, 224, 224)) -> tuple[LayerInfo, ...]:
+    """Every layer of a model that a map can be made at, in the order in which they end.
+
+    The model is run on the meta device: nothing is computed, and nothing in it changes.
+
+    Args:
+        model: any module.
+        input_shape: shape of one input without the batch, ``(C, H, W)``.
+
+    Returns:
+        One :class:`LayerInfo` for each layer that runs once and whose output has a spatial size.
+
+    Raises:
+        ValueError: if the model cannot take such an input.
+
+    Example:
+        >>> import camkit, torchvision
+        >>> print(camkit.list_layers(torchvision.models.alexnet())[-1])
+        avgpool: AdaptiveAvgPool2d, 256 x 6 x 6
+    """
+    _checks.module("model", model)
+    dry = DryRun.of(model, (2, *input_shape))
+    modules = dict(model.named_modules(remove_duplicate=False))
+    found = []
+    for name in dict.fromkeys(name for name, _ in dry.trace.calls if name):
+        try:
+            place = locate(dry, name)
+        except ValueError:  # no map can be made here, and locate says why
+            continue
+        size = place.layout.size(dry.trace.shapes[_only_output(dry.trace, name)])
+        found.append(LayerInfo(name, type(modules[name]).__name__, place.channels, size))
+    return tuple(found)
+
+
+def name_of(model: nn.Module, layer: str | nn.Module) -> str:
+    """The dotted name of a layer that is given by name or as the module itself.
+
+    Raises:
+        ValueError: if the model has no such layer.
+        TypeError: if ``layer`` is neither a name nor a module.
+    """
+    kind = type(model).__name__
+    modules: dict[str, nn.Module] = {n: m for n, m in model.named_modules(remove_duplicate=False) if n}
+    if isinstance(layer, nn.Module):
+        for name, module in modules.items():
+            if module is layer:
+                return name
+        got = f"a {type(layer).__name__} that is not in it"
+        raise ValueError(_checks.complaint("layer", f"a module of {kind}", got))
+    if not isinstance(layer, str):
+        raise TypeError(_checks.complaint("layer", "a name or a module", type(layer).__name__))
+    if layer not in modules:
+        hint = _checks.close_matches(layer, list(modules)) or "camkit.list_layers lists them"
+        expected = f"the name of a layer of {kind}"
+        raise ValueError(_checks.complaint("layer", expected, repr(layer), hint))
+    return layer
+
+
+def ran_once(name: str, calls: int) -> None:
+    """Raise a ``ValueError`` unless a layer ran once."""
+    if calls == 0:
+        raise ValueError(
+            _checks.complaint(
+                "layer",
+                "a layer that runs in the forward pass",
+                f"{name!r}, which never ran",
+                "camkit.list_layers lists those that do",
+            )
+        )
+    if calls > 1:
+        got = f"{name!r}, which ran {calls} times"
+        raise ValueError(_checks.complaint("layer", "a layer that runs once a pass", got))
+
+
+def locate(dry: DryRun, name: str) -> Location:
+    """The :class:`Location` of the layer of that name.
+
+    Raises:
+        ValueError: if it did not run exactly once, or if its output has no spatial size.
+    """
+    return _location(dry, name, _only_output(dry.trace, name))
+
+
+def find(dry: DryRun) -> Location:
+    """The last spatial layer of features: what the model pools, flattens or picks a token from.
+
+    Walks back from the output to the first value that has a spatial size. Where that is class maps
+    already (SqueezeNet), goes on to what their convolution took in.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    place = find_before_pooling(dry)
+    trace = dry.trace
+    (value,) = [v for v in trace.outputs_of(place.name) if v is not None]
+    linear = any(o.name in {"linear", *_CONVOLUTIONS} for o in place.after)
+    if linear or value == trace.output or place.channels not in trace.shapes[trace.output][1:]:
+        return place
+    operation = trace.producer(value)
+    while operation is not None and operation.name in ACTIVATIONS:
+        operation = trace.producer(operation.inputs[0])
+    if operation is None or operation.name not in _CONVOLUTIONS:
+        return place
+    return _nearest(dry, operation.inputs[0])
+
+
+def find_before_pooling(dry: DryRun) -> Location:
+    """The last spatial layer, of features or of class maps.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    trace = dry.trace
+    for value in trace.ancestors(trace.output):
+        if value not in trace.parameters and dry.is_spatial(value):
+            return _nearest(dry, value)
+    got = f"{dry.kind}, where nothing is spatial at input {_checks.shape_of(trace.input_shape)}"
+    raise ValueError(_checks.complaint("model", "a model with a spatial layer", got))
+
+
+def find_for_gradient(dry: DryRun) -> Location:
+    """The last spatial layer of which every position reaches the output.
+
+    That is :func:`find`'s, but for models that read one token only: nothing of the others reaches the
+    output after the last attention, so it is what that attention takes in.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    place = find(dry)
+    trace = dry.trace
+    picks_token = place.after and place.after[0].name in ("__getitem__", "select")
+    if place.layout.grid is None or not picks_token:
+        return place
+    value = place.after[0].inputs[0]
+    above = set(trace.ancestors(value))
+    attention = [o for o in trace.operations if o.name in _ATTENTION and above & set(o.outputs)]
+    if not attention:
+        return place
+    query_key_value = [set(trace.ancestors(v)) for v in attention[-1].inputs]
+    common = set[int].intersection(*(a for a in query_key_value if trace.input in a))
+    for source in sorted(common, reverse=True):
+        if trace.shapes[source] == trace.shapes[value] and trace.layer_of(source) is not None:
+            return _nearest(dry, source)
+    return place
+
+
+def _nearest(dry: DryRun, value: int) -> Location:
+    """The location whose layer's output, perhaps through element-wise functions, is ``value``.
+
+    Poolings that keep a spatial size (``F.max_pool2d`` between two layers) are left to what follows.
+    """
+    trace, start = dry.trace, value
+    activations: list[str] = []
+    while True:
+        name = trace.layer_of(value)
+        if name is not None and trace.outputs_of(name) == [value]:
+            return _location(dry, name, value, tuple(reversed(activations)))
+        operation = trace.producer(value)
+        if operation is None or not (_is_plain(operation) or operation.name in _POOLINGS):
+            by = f"by {operation.name!r}" if operation else "before any layer"
+            raise ValueError(
+                _checks.complaint(
+                    "model",
+                    "a last spatial activation that is some module's output",
+                    f"{dry.kind}, where {_checks.shape_of(trace.shapes[start])} is made {by}",
+                    "name a layer with layer=, or wrap that operation in a module",
+                )
+            )
+        if operation.name in ACTIVATIONS:
+            activations.append(operation.name)
+        value = operation.inputs[0]
+
+
+def _is_plain(operation: Operation) -> bool:
+    """Whether it is one of ACTIVATIONS, without an argument that changes what it computes."""
+    return operation.name in ACTIVATIONS and set(operation.kwargs) <= {"input", "inplace"}
+
+
+def _only_output(trace: Trace, name: str) -> int:
+    values = trace.outputs_of(name)
+    ran_once(name, len(values))
+    if values[0] is None:
+        expected = "a layer whose output is one tensor"
+        raise ValueError(_checks.complaint("layer", expected, f"{name!r}, whose output is not"))
+    return values[0]
+
+
+def _location(dry: DryRun, name: str, value: int, activations: tuple[str, ...] = ()) -> Location:
+    trace = dry.trace
+    shape = trace.shapes[value]
+    layout = dry.layout(value)
+    if layout is None:
+        raise ValueError(
+            _checks.complaint(
+                "layer",
+                "a layer whose output has a spatial size",
+                f"{name!r}, whose output is {_checks.shape_of(shape)}",
+                "camkit.list_layers lists those that have one",
+            )
+        )
+    after = trace.between(value, trace.output)
+    for function in activations:
+        if after and after[0].name == function:
+            after = after[1:]
+    return Location(name, layout, shape[layout.channel_dim], activations, tuple(after), dry)

@@ -1,0 +1,54 @@
+"""Pure functions on maps: tensors whose last dimensions are spatial."""
+
+from collections.abc import Sequence
+
+import torch
+from torch.nn import functional as F
+
+from camkit import _checks
+
+_INTERPOLATION = {1: "linear", 2: "bilinear", 3: "trilinear"}
+
+
+def normalize(maps: torch.Tensor, dims: int = 2) -> torch.Tensor:
+    """Each map shifted and scaled to [0, 1] by its own minimum and maximum; a constant map is all zeros.
+
+    Args:
+        maps: maps of any float type, shape ``(..., *spatial)``.
+        dims: number of spatial dimensions.
+
+    Returns:
+        The same shape and type, in [0, 1].
+
+    Raises:
+        ValueError: if a map holds NaN or infinity.
+
+    Example:
+        >>> import torch
+        >>> normalize(torch.tensor([[-1.0, 0.0], [1.0, 3.0]]))
+        tensor([[0.0000, 0.2500],
+                [0.5000, 1.0000]])
+    """
+    if not torch.isfinite(maps).all():
+        raise ValueError(_checks.complaint("maps", "finite values", "NaN or infinity"))
+    axes = tuple(range(-dims, 0))
+    low = maps.amin(axes, keepdim=True)
+    span = maps.amax(axes, keepdim=True) - low
+    # Divided before anything is subtracted twice: a span that underflows or overflows stays in range.
+    return torch.where(span > 0, (maps - low) / torch.where(span > 0, span, 1), 0).clamp(0, 1)
+
+
+def resize(maps: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
+    """Maps at another spatial size, by linear interpolation between the centres of positions.
+
+    Args:
+        maps: shape ``(..., *spatial)``, with as many spatial dimensions as ``size`` has entries.
+        size: the new spatial size.
+
+    Returns:
+        Shape ``(..., *size)``.
+    """
+    dims = len(size)
+    flat = maps.reshape(-1, 1, *maps.shape[-dims:])
+    resized = F.interpolate(flat, size=tuple(size), mode=_INTERPOLATION[dims], align_corners=False)
+    return resized.reshape(*maps.shape[:-dims], *size)
