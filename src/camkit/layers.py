@@ -185,7 +185,7 @@ def find_before_pooling(dry: DryRun) -> Location:
     """
     trace = dry.trace
     for value in trace.ancestors(trace.output):
-        if value not in trace.parameters and dry.is_spatial(value):
+        if value not in (trace.input, *trace.parameters) and dry.is_spatial(value):
             return _nearest(dry, value)
     got = f"{dry.kind}, where nothing is spatial at input {_checks.shape_of(trace.input_shape)}"
     raise ValueError(_checks.complaint("model", "a model with a spatial layer", got))

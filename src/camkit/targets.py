@@ -51,13 +51,13 @@ def class_indices(target: Target, output: object) -> torch.Tensor:
             expected = "an int, N ints, N x K ints or a function of the output"
             got = repr(target) if isinstance(target, str | list | tuple) else type(target).__name__
             raise TypeError(_checks.complaint("target", expected, got)) from error
-    if indices.is_floating_point() or indices.is_complex() or indices.dtype == torch.bool:
-        raise TypeError(_checks.complaint("target", "integers", indices.dtype))
     if indices.ndim == 0:
         indices = indices.expand(count)
     if indices.ndim > 2 or len(indices) != count or indices.numel() == 0:
         expected = f"one target, {count} targets or {count} x K targets for {count} images"
         raise ValueError(_checks.complaint("target", expected, _checks.shape_of(indices)))
+    if indices.is_floating_point() or indices.is_complex() or indices.dtype == torch.bool:
+        raise TypeError(_checks.complaint("target", "integers", indices.dtype))
     wrong = indices[(indices < 0) | (indices >= classes)]
     if len(wrong):
         expected = f"a class index in [0, {classes})"

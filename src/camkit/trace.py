@@ -104,15 +104,17 @@ def record(model: nn.Module, input_shape: Sequence[int], dtype: torch.dtype | No
     Raises:
         Exception: whatever the model's forward pass raises on such an input.
     """
-    copy = skeleton(model)
     if dtype is None:
         floats = (p.dtype for p in model.parameters() if p.is_floating_point())
         dtype = next(floats, torch.get_default_dtype())
-    x = torch.empty(tuple(input_shape), dtype=dtype, device="meta")
-    recorder = _Recorder(Trace(tuple(input_shape)), copy)
-    recorder.trace.input = recorder.value(x)
-    with torch.inference_mode(False), torch.no_grad(), recorder:
-        output = copy(x)
+    # Out of the caller's inference mode: its tensors do not say when they are changed in place.
+    with torch.inference_mode(False), torch.no_grad():
+        copy = skeleton(model)
+        x = torch.empty(tuple(input_shape), dtype=dtype, device="meta")
+        recorder = _Recorder(Trace(tuple(input_shape)), copy)
+        recorder.trace.input = recorder.value(x)
+        with recorder:
+            output = copy(x)
     tensors = list(tensors_in(output))
     if not tensors:
         raise TypeError(f"the model's output holds no tensor: {type(output).__name__}")
@@ -201,7 +203,7 @@ def skeleton(model: nn.Module) -> nn.Module:
             vars(module)["training"] = False
             return module
         if isinstance(value, torch.Tensor):
-            meta = value.detach().to("meta")
+            meta = torch.empty_like(value.detach(), device="meta")
             if isinstance(value, nn.Parameter):
                 meta = nn.Parameter(meta, requires_grad=value.requires_grad)
             made[id(value)] = meta

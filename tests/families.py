@@ -1,0 +1,204 @@
+"""torchvision's classification families, and tiny networks of every kind of head."""
+
+from typing import NamedTuple
+
+import torch
+import torchvision
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class Family(NamedTuple):
+    """One model of a family: where its features end, their shape at 224, and whether CAM needs surgery."""
+
+    name: str
+    layer: str
+    channels: int
+    size: tuple[int, int]
+    exact: bool
+    in_the_way: str = ""
+    fixed_size: bool = False
+
+
+FAMILIES = [
+    Family("alexnet", "features", 256, (6, 6), False, "adaptive_avg_pool2d"),
+    Family("vgg11", "features", 512, (7, 7), False, "adaptive_avg_pool2d"),
+    Family("resnet18", "layer4", 512, (7, 7), True),
+    Family("densenet121", "features", 1024, (7, 7), True),
+    Family("googlenet", "inception5b", 1024, (7, 7), True),
+    Family("inception_v3", "Mixed_7c", 2048, (5, 5), True),
+    Family("mobilenet_v2", "features", 1280, (7, 7), True),
+    Family("mobilenet_v3_small", "features", 576, (7, 7), False, "hardswish"),
+    Family("mnasnet0_5", "layers", 1280, (7, 7), True),
+    Family("shufflenet_v2_x0_5", "conv5", 1024, (7, 7), True),
+    Family("squeezenet1_1", "features", 512, (13, 13), True),
+    Family("efficientnet_b0", "features", 1280, (7, 7), True),
+    Family("efficientnet_v2_s", "features", 1280, (7, 7), True),
+    Family("regnet_y_400mf", "trunk_output", 440, (7, 7), True),
+    Family("convnext_tiny", "features", 768, (7, 7), True),
+    Family("vit_b_32", "encoder", 768, (7, 7), False, "__getitem__", fixed_size=True),
+    Family("swin_t", "permute", 768, (7, 7), True),
+    Family("swin_v2_t", "permute", 768, (7, 7), True),
+    Family("maxvit_t", "blocks.3", 512, (7, 7), False, "tanh", fixed_size=True),
+]
+
+
+def build(name: str) -> nn.Module:
+    """A torchvision classifier with random weights, none of which are zero, in evaluation mode."""
+    # Their own initialisation takes minutes and warns; the others' leaves ViT's head at zero.
+    own = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}
+    model: nn.Module = torchvision.models.get_model(name, weights=None, **own)
+    with torch.no_grad():
+        for module in model.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.normal_(module.weight, std=module.in_features**-0.5)
+                if module.bias is not None:
+                    nn.init.normal_(module.bias, std=0.1)
+            elif isinstance(module, nn.BatchNorm2d):
+                module.running_mean.normal_(std=0.1)  # type: ignore[union-attr]
+                module.running_var.uniform_(0.5, 1.5)  # type: ignore[union-attr]
+                nn.init.normal_(module.bias, std=0.1)
+            elif isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight)
+    return model.eval()
+
+
+def images(family: Family, count: int = 2) -> Tensor:
+    """A batch of noise, as small as the family takes it."""
+    size = (224, 224) if family.fixed_size else (96, 80)
+    return torch.randn(count, 3, *size)
+
+
+class Plain(nn.Module):
+    """Convolution, BatchNorm, in-place ReLU, pooling in the middle, GAP, linear."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.features = nn.Sequential(
+            nn.Conv2d(3, 5, 3, padding=1),
+            nn.BatchNorm2d(5),
+            nn.ReLU(inplace=True),
+            nn.MaxPool2d(2),
+            nn.Conv2d(5, 6, 3),
+            nn.ReLU(inplace=True),
+        )
+        self.fc = nn.Linear(6, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.features(x).mean((2, 3)))  # type: ignore[no-any-return]
+
+
+class Residual(nn.Module):
+    """Ends in a sum that is made in place over a layer's output, then an in-place ReLU; two linear layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 4, 3, stride=2)
+        self.norm = nn.BatchNorm2d(4)
+        self.body = nn.Conv2d(4, 4, 3, padding=1)
+        self.out = nn.Identity()
+        self.head = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.norm(self.stem(x)))
+        y = self.body(x)
+        y += x
+        y = self.out(F.relu_(y))
+        return self.head(y.mean((2, 3)))  # type: ignore[no-any-return]
+
+
+class Branching(nn.Module):
+    """Two branches concatenated; a functional ReLU between the last module and the pooling."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.left = nn.Conv2d(1, 3, 3, padding=1)
+        self.right = nn.Conv2d(1, 2, 5, padding=2)
+        self.mix = nn.Conv2d(5, 7, 1)
+        self.classifier = nn.Linear(7, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.mix(torch.cat([self.left(x), self.right(x)], 1))
+        y = F.relu(y, inplace=True)
+        return self.classifier(F.adaptive_avg_pool2d(y, 1).flatten(1))  # type: ignore[no-any-return]
+
+
+class ChannelsLast(nn.Module):
+    """Features in NHWC, as Swin's, with a LayerNorm, pooled over the middle dimensions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patches = nn.Conv2d(3, 6, 4, stride=4)
+        self.norm = nn.LayerNorm(6)
+        self.head = nn.Linear(6, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.norm(self.patches(x).permute(0, 2, 3, 1))
+        return self.head(y.mean((1, 2)))  # type: ignore[no-any-return]
+
+
+class Tokens(nn.Module):
+    """A small ViT with a class token: one attention block, a norm, a head that reads the class token."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patches = nn.Conv2d(3, 8, 4, stride=4)
+        self.token = nn.Parameter(torch.randn(1, 1, 8))
+        self.norm1 = nn.LayerNorm(8)
+        self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+        self.norm2 = nn.LayerNorm(8)
+        self.mlp = nn.Sequential(nn.Linear(8, 16), nn.GELU(), nn.Linear(16, 8))
+        self.norm = nn.LayerNorm(8)
+        self.head = nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.patches(x).flatten(2).transpose(1, 2)
+        x = torch.cat([self.token.expand(len(x), -1, -1), x], 1)
+        y = self.norm1(x)
+        x = x + self.attention(y, y, y, need_weights=False)[0]
+        x = x + self.mlp(self.norm2(x))
+        return self.head(self.norm(x)[:, 0])  # type: ignore[no-any-return]
+
+
+class Digits(nn.Module):
+    """The classic: convolutions, functional pooling, flatten, two linear layers; only one input size."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(1, 4, 3)
+        self.conv2 = nn.Conv2d(4, 6, 3)
+        self.fc1 = nn.Linear(6 * 12 * 12, 16)
+        self.fc2 = nn.Linear(16, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.conv1(x))
+        x = F.max_pool2d(F.relu(self.conv2(x)), 2)
+        return self.fc2(F.relu(self.fc1(torch.flatten(x, 1))))  # type: ignore[no-any-return]
+
+
+class Tiny(NamedTuple):
+    """A tiny network, one input's shape, and the layer that Grad-CAM looks at."""
+
+    model: type[nn.Module]
+    shape: tuple[int, int, int]
+    layer: str
+
+
+TINY = [
+    Tiny(Plain, (3, 12, 10), "features"),
+    Tiny(Residual, (3, 11, 13), "out"),
+    Tiny(Branching, (1, 6, 8), "mix"),
+    Tiny(ChannelsLast, (3, 16, 12), "norm"),
+    Tiny(Tokens, (3, 16, 12), "norm1"),
+    Tiny(Digits, (1, 28, 28), "conv2"),
+]
+
+
+def tiny(kind: type[nn.Module]) -> nn.Module:
+    """A tiny network in float64 and evaluation mode, its normalisation layers not the identity."""
+    model = kind().double().eval()
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d | nn.LayerNorm):
+            nn.init.normal_(module.weight, mean=1)
+            nn.init.normal_(module.bias)
+    return model

@@ -1,0 +1,251 @@
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+import torch
+from families import Digits, Plain, build, tiny
+from fingerprint import fingerprint
+from torch import Tensor, nn
+
+import camkit
+
+Method = type[camkit.CAM] | type[camkit.GradCAM]
+METHODS = [camkit.CAM, camkit.GradCAM]
+
+
+class BoomError(Exception):
+    pass
+
+
+def interrupt(output: Tensor) -> Tensor:
+    raise KeyboardInterrupt
+
+
+def boom(output: Tensor) -> Tensor:
+    raise BoomError
+
+
+class Fragile(Plain):
+    """Raises after its layer, but only when it computes."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        output = super().forward(x)
+        if output.device.type != "meta":
+            raise BoomError
+        return output
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("name", ["resnet18", "densenet121", "googlenet"])
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize(
+    ("target", "error"), [(None, None), (5000, ValueError), (boom, BoomError), (interrupt, KeyboardInterrupt)]
+)
+def test_the_model_is_left_as_found(
+    method: Method, name: str, training: bool, target: Any, error: type[BaseException] | None
+) -> None:
+    model = build(name)
+    model.train(training)
+    next(model.children()).eval()  # a mixture of modes
+    next(model.parameters()).requires_grad_(False)
+    next(model.children()).register_forward_hook(lambda m, a, o: None)
+    for parameter in model.parameters():
+        parameter.grad = torch.randn_like(parameter)
+    x = torch.randn(2, 3, 64, 64)
+    before = fingerprint(model)
+    if error is None:
+        method(model)(x)
+    else:
+        with pytest.raises(error):
+            method(model)(x, target)
+    assert fingerprint(model) == before
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_model_is_left_as_found_when_it_raises(method: Method) -> None:
+    model, x = Fragile().train(), torch.rand(2, 3, 12, 10)
+    before = fingerprint(model)
+    with pytest.raises(BoomError):
+        method(model)(x)
+    assert fingerprint(model) == before
+
+
+def test_the_random_state_is_left_when_the_model_draws() -> None:
+    class Noisy(Plain):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x + torch.randn_like(x))
+
+    model, x = Noisy(), torch.rand(1, 3, 12, 10)
+    before = torch.get_rng_state()
+    camkit.GradCAM(model)(x)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_explaining_between_backward_and_step_changes_nothing(method: Method) -> None:
+    def train(explain: bool) -> list[Tensor]:
+        torch.manual_seed(1)
+        model = Plain().train()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+        for _ in range(3):
+            optimizer.zero_grad()
+            model(torch.randn(4, 3, 12, 10)).square().sum().backward()
+            if explain:
+                method(model)(torch.ones(1, 3, 12, 10))
+            optimizer.step()
+        return [*model.parameters(), *model.buffers()]
+
+    for with_it, without in zip(train(True), train(False), strict=True):
+        assert torch.equal(with_it, without)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_training_model_is_explained_as_it_predicts(method: Method) -> None:
+    model = tiny(Plain)
+    x = torch.randn(2, 3, 12, 10).double()
+    expected = method(model)(x, 1).maps
+    assert torch.equal(method(model.train())(x, 1).maps, expected)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode, torch.enable_grad])
+def test_any_grad_mode_of_the_caller(method: Method, mode: Callable[[], Any]) -> None:
+    model = tiny(Plain)
+    x = torch.randn(2, 3, 12, 10).double()
+    expected = method(model)(x, 1)
+    with mode():
+        before = torch.is_grad_enabled(), torch.is_inference_mode_enabled()
+        explained = method(model)(x.clone(), 1)
+        assert (torch.is_grad_enabled(), torch.is_inference_mode_enabled()) == before
+    assert torch.equal(explained.maps, expected.maps)
+    assert not explained.maps.requires_grad
+    assert not explained.output.requires_grad
+
+
+def test_frozen_models_and_inputs_with_a_gradient() -> None:
+    model = tiny(Plain)
+    x = torch.randn(2, 3, 12, 10).double()
+    expected = camkit.GradCAM(model)(x, 1).maps
+    model.requires_grad_(False)
+    leaf = x.clone().requires_grad_()
+    assert torch.equal(camkit.GradCAM(model)(leaf, 1).maps, expected)
+    assert leaf.grad is None
+
+
+def test_the_trunk_runs_once_and_without_a_graph() -> None:
+    model = Plain().eval()
+    seen: list[tuple[str, bool]] = []
+    for name in ("features.0", "features.4", "fc"):
+        model.get_submodule(name).register_forward_hook(
+            lambda m, a, out, name=name: (
+                seen.append((name, out.requires_grad)) if out.device.type == "cpu" else None
+            )
+        )
+    camkit.GradCAM(model)(torch.rand(1, 3, 12, 10), [[0, 1, 2]])
+    assert seen == [("features.0", False), ("features.4", False), ("fc", True)]
+    seen.clear()
+    camkit.CAM(model)(torch.rand(1, 3, 12, 10))
+    assert seen == [("features.0", False), ("features.4", False), ("fc", False)]
+
+
+def test_the_dry_run_is_made_once_a_shape() -> None:
+    model = Plain().eval()
+    runs: list[str] = []
+    model.fc.register_forward_hook(lambda m, a, out: runs.append(out.device.type))
+    method = camkit.GradCAM(model)
+    for count in (1, 2, 5):
+        method(torch.rand(count, 3, 12, 10))
+    assert runs == ["meta", "meta", "cpu", "cpu", "cpu"]
+    method(torch.rand(1, 3, 20, 10))
+    assert runs[5:] == ["meta", "meta", "cpu"]
+
+
+def test_output_target_and_heatmaps() -> None:
+    model = tiny(Plain)
+    x = torch.randn(3, 3, 12, 10).double()
+    explained = camkit.GradCAM(model)(x)
+    torch.testing.assert_close(explained.output, model(x).detach())
+    assert torch.equal(explained.target, explained.output.argmax(1))
+    heatmaps = explained.heatmaps()
+    assert heatmaps.shape == (3, 12, 10)
+    for raw, heatmap in zip(explained.maps, heatmaps, strict=True):
+        if raw.max() > 0:
+            assert (heatmap.min(), heatmap.max()) == (0, 1)
+    assert explained.heatmaps((7, 5)).shape == (3, 7, 5)
+    assert camkit.GradCAM(model)(x, [[0, 1]] * 3).heatmaps().shape == (3, 2, 12, 10)
+    with pytest.raises(ValueError, match=r"^size: expected 2 positive lengths, got \(7,\)$"):
+        explained.heatmaps((7,))
+
+
+def test_models_with_other_outputs_need_a_function() -> None:
+    class Two(Plain):
+        def forward(self, x: Tensor) -> Tensor:
+            return {"logits": super().forward(x), "more": [x]}  # type: ignore[return-value]
+
+    model, x = Two(), torch.rand(2, 3, 12, 10)
+    message = (
+        r"^target: expected a model with logits \(N, classes\), got an output of type dict; give target="
+    )
+    with pytest.raises(TypeError, match=message):
+        camkit.GradCAM(model)(x)
+    explained = camkit.GradCAM(model)(x, lambda output: output["logits"][:, 1])
+    assert set(explained.output) == {"logits", "more"}
+    assert not explained.output["logits"].requires_grad
+    assert explained.maps.shape == (2, 4, 3)
+
+
+@pytest.mark.parametrize(
+    ("x", "error", "message"),
+    [
+        (
+            torch.rand(3, 12, 10),
+            ValueError,
+            r"x: expected a batch \(N, C, H, W\), got shape 3 x 12 x 10; add .*",
+        ),
+        ([1, 2], TypeError, "x: expected a tensor, got list"),
+        (
+            torch.rand(2, 3, 2, 2),
+            ValueError,
+            "x: expected images of at least 6 x 6 for Plain, got 2 x 3 x 2 x 2.*",
+        ),
+    ],
+)
+@pytest.mark.parametrize("method", METHODS)
+def test_bad_input_is_named_and_leaves_the_model(
+    method: Method, x: Any, error: type[Exception], message: str
+) -> None:
+    model = Plain().train()
+    before = fingerprint(model)
+    with pytest.raises(error, match=f"^{message}$"):
+        method(model)(x)
+    assert fingerprint(model) == before
+
+
+def test_threads_share_a_model() -> None:
+    model = build("resnet18")
+    method = camkit.GradCAM(model)
+    batches = [torch.randn(1, 3, 64, 64) for _ in range(32)]
+    expected = [method(x).maps for x in batches]
+    with ThreadPoolExecutor(8) as pool:
+        results = list(pool.map(lambda x: method(x).maps, batches))
+    for result, one in zip(results, expected, strict=True):
+        torch.testing.assert_close(result, one, rtol=1e-4, atol=1e-6)
+    assert not any(m._forward_hooks for m in model.modules())
+
+
+def test_other_numbers_of_dimensions() -> None:
+    signal = nn.Sequential(
+        nn.Conv1d(2, 4, 5), nn.ReLU(), nn.AdaptiveAvgPool1d(1), nn.Flatten(), nn.Linear(4, 3)
+    )
+    explained = camkit.GradCAM(signal)(torch.randn(2, 2, 50))
+    assert (explained.maps.shape, explained.heatmaps().shape) == ((2, 46), (2, 50))
+    video = nn.Sequential(
+        nn.Conv3d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool3d(1), nn.Flatten(), nn.Linear(4, 3)
+    )
+    explained = camkit.CAM(video)(torch.randn(2, 3, 6, 16, 12))
+    assert (explained.maps.shape, explained.heatmaps().shape) == ((2, 4, 14, 10), (2, 6, 16, 12))
+
+
+def test_one_input_size_only() -> None:
+    assert camkit.GradCAM(Digits())(torch.rand(2, 1, 28, 28)).maps.shape == (2, 24, 24)

@@ -1,0 +1,189 @@
+from collections.abc import Callable
+
+import pytest
+import torch
+from families import FAMILIES, TINY, Branching, Digits, Family, Plain, Residual, Tiny, Tokens, build, tiny
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import camkit
+from camkit.dryrun import DryRun
+from camkit.layers import find, find_for_gradient
+
+
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda f: f.name)
+def test_the_layer_found_on_every_family(family: Family) -> None:
+    dry = DryRun.of(build(family.name), (2, 3, 224, 224))
+    place = find(dry)
+    (value,) = dry.trace.outputs_of(place.name)
+    assert value is not None
+    size = place.layout.size(dry.trace.shapes[value])
+    assert (place.name, place.channels, size) == (family.layer, family.channels, family.size)
+    assert place.activations == (("relu",) if family.name == "densenet121" else ())
+    expected = "encoder.layers.encoder_layer_11.ln_1" if family.name == "vit_b_32" else family.layer
+    assert find_for_gradient(dry).name == expected
+
+
+@pytest.mark.parametrize("kind", TINY, ids=lambda t: t.model.__name__)
+def test_the_layer_found_on_hand_made_models(kind: Tiny) -> None:
+    assert find_for_gradient(DryRun.of(tiny(kind.model), (2, *kind.shape))).name == kind.layer
+
+
+def test_a_headless_trunk_ends_in_its_last_layer() -> None:
+    trunk = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 5, 3))
+    assert find(DryRun.of(trunk, (2, 3, 16, 16))).name == "2"
+
+
+def test_attention_from_plain_functions() -> None:
+    class Attention(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.qkv = nn.Linear(8, 24)
+
+        def forward(self, x: Tensor) -> Tensor:
+            n, length, c = x.shape
+            q, k, v = self.qkv(x).reshape(n, length, 3, 2, c // 2).permute(2, 0, 3, 1, 4).unbind(0)
+            y = F.scaled_dot_product_attention(q, k, v)
+            return y.transpose(1, 2).reshape(n, length, c)
+
+    model = Tokens()
+    model.attention = nn.MultiheadAttention(8, 2)
+
+    class Wrapped(Tokens):
+        def __init__(self) -> None:
+            super().__init__()
+            self.own = Attention()
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.patches(x).flatten(2).transpose(1, 2)
+            x = torch.cat([self.token.expand(len(x), -1, -1), x], 1)
+            x = x + self.own(self.norm1(x))
+            return self.head(self.norm(x)[:, 0])  # type: ignore[no-any-return]
+
+    assert find_for_gradient(DryRun.of(Wrapped(), (2, 3, 16, 12))).name == "norm1"
+
+
+def test_list_layers_gives_names_sizes_and_text() -> None:
+    layers = camkit.list_layers(Plain(), (3, 12, 10))
+    assert [layer.name for layer in layers] == [*(f"features.{i}" for i in range(6)), "features"]
+    assert layers[3] == camkit.LayerInfo("features.3", "MaxPool2d", 5, (6, 5))
+    assert str(layers[3]) == "features.3: MaxPool2d, 5 x 6 x 5"
+
+
+def test_list_layers_leaves_out_what_cannot_be_tapped() -> None:
+    names = [layer.name for layer in camkit.list_layers(Residual(), (3, 11, 13))]
+    assert names == ["stem", "norm", "body", "out"]
+
+
+class Twice(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 3, 3, padding=1)
+        self.unused = nn.Conv2d(3, 3, 3)
+        self.pair = _Pair()
+        self.fc = nn.Linear(3, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x, _ = self.pair(self.conv(self.conv(x)))
+        return self.fc(x.mean((2, 3)))  # type: ignore[no-any-return]
+
+
+class _Pair(nn.Module):
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return x + 1, x
+
+
+@pytest.mark.parametrize(
+    ("layer", "message"),
+    [
+        ("conf", r"layer: expected the name of a layer of Twice, got 'conf'; did you mean 'conv'\?"),
+        ("zzz", r"layer: expected the name of a layer of Twice, got 'zzz'; camkit.list_layers lists them"),
+        (
+            "unused",
+            "layer: expected a layer that runs in the forward pass, got 'unused', which never ran; .*",
+        ),
+        ("conv", "layer: expected a layer that runs once a pass, got 'conv', which ran 2 times"),
+        ("pair", "layer: expected a layer whose output is one tensor, got 'pair', whose output is not"),
+        (
+            "fc",
+            "layer: expected a layer whose output has a spatial size, got 'fc', whose output is 2 x 2; .*",
+        ),
+        (nn.Linear(1, 1), "layer: expected a module of Twice, got a Linear that is not in it"),
+    ],
+)
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda model, layer: camkit.GradCAM(model, layer)(torch.rand(1, 3, 8, 8)),
+        lambda model, layer: camkit.attach_gap_head(model, 2, layer=layer, input_shape=(3, 8, 8)),
+    ],
+    ids=["GradCAM", "attach_gap_head"],
+)
+def test_a_wrong_layer_is_named(layer: str | nn.Module, message: str, use: Callable[..., object]) -> None:
+    model = Twice()
+    with pytest.raises(ValueError, match=f"^{message}$"):
+        use(model, layer)
+
+
+def test_a_layer_of_another_type_is_an_error() -> None:
+    with pytest.raises(TypeError, match="^layer: expected a name or a module, got int$"):
+        camkit.GradCAM(Plain(), 3)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"^model: expected a torch.nn.Module, got str$"):
+        camkit.list_layers("resnet18")  # type: ignore[arg-type]
+
+
+def test_the_last_parts_of_a_name_bring_the_full_name_to_mind() -> None:
+    with pytest.raises(ValueError, match=r"got 'left2'; did you mean 'left'\?"):
+        camkit.GradCAM(Branching(), "left2")
+
+
+def test_a_layer_can_be_the_module_itself() -> None:
+    model = Plain()
+    assert camkit.GradCAM(model, model.features[2]).layer == "features.2"
+
+
+def test_models_without_a_spatial_layer() -> None:
+    mlp = nn.Sequential(nn.Flatten(), nn.Linear(3 * 8 * 8, 5), nn.ReLU(), nn.Linear(5, 2))
+    message = "^model: expected a model with a spatial layer, got Sequential, where nothing is spatial"
+    with pytest.raises(ValueError, match=message):
+        camkit.GradCAM(mlp)(torch.rand(2, 3, 8, 8))
+    with pytest.raises(ValueError, match=message):
+        camkit.attach_gap_head(mlp, 2, input_shape=(3, 8, 8))
+
+
+def test_a_last_activation_outside_any_module_is_not_replaced_by_another() -> None:
+    class Sum(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 3, 3, padding=1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return (self.conv(x) + x).mean((2, 3))  # type: ignore[no-any-return]
+
+    message = (
+        r"^model: expected a last .* some module's output, got Sum, where 2 x 3 x 8 x 8 is made by 'add'"
+    )
+    with pytest.raises(ValueError, match=message):
+        camkit.attach_gap_head(Sum(), 2, input_shape=(3, 8, 8))
+
+
+def test_a_too_small_input_is_told_the_size_that_fits() -> None:
+    model = nn.Sequential(*(nn.Sequential(nn.Conv2d(3, 3, 3), nn.MaxPool2d(2)) for _ in range(3)))
+    assert model(torch.rand(1, 3, 22, 22)).shape[-1] == 1  # the smallest that fits
+    with pytest.raises(
+        ValueError, match=r"^x: expected images of at least 22 x 22 for Sequential, got 2 x 3"
+    ):
+        camkit.GradCAM(model)(torch.rand(1, 3, 16, 16))
+    with pytest.raises(
+        ValueError, match=r"^x: expected images of at least 22 x 22 for Sequential, got 2 x 3"
+    ):
+        camkit.list_layers(model, (3, 16, 16))
+
+
+def test_an_input_that_no_size_cures() -> None:
+    with pytest.raises(
+        ValueError, match=r"^x: expected an input that Plain can take, got 2 x 1 x 12 x 12 \(Ru"
+    ):
+        camkit.GradCAM(Plain())(torch.rand(1, 1, 12, 12))
+    with pytest.raises(ValueError, match="^x: expected an input that Digits can take, got 2 x 1 x 30 x 30"):
+        camkit.GradCAM(Digits())(torch.rand(1, 1, 30, 30))
