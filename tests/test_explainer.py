@@ -4,11 +4,11 @@ from typing import Any
 
 import pytest
 import torch
-from families import Digits, Plain, build, tiny
-from fingerprint import fingerprint
 from torch import Tensor, nn
 
 import camkit
+from families import Digits, Plain, build, tiny
+from fingerprint import fingerprint
 
 Method = type[camkit.CAM] | type[camkit.GradCAM]
 METHODS = [camkit.CAM, camkit.GradCAM]

@@ -2,13 +2,13 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from families import FAMILIES, TINY, Branching, Digits, Family, Plain, Residual, Tiny, Tokens, build, tiny
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 import camkit
 from camkit.dryrun import DryRun
 from camkit.layers import find, find_for_gradient
+from families import FAMILIES, TINY, Branching, Digits, Family, Plain, Residual, Tiny, Tokens, build, tiny
 
 
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda f: f.name)

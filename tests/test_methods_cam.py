@@ -1,10 +1,10 @@
 import pytest
-import reference
 import torch
-from families import FAMILIES, Branching, ChannelsLast, Family, Plain, build, images, tiny
 from torch import Tensor, nn
 
 import camkit
+import reference
+from families import FAMILIES, Branching, ChannelsLast, Family, Plain, build, images, tiny
 
 EXACT = [f for f in FAMILIES if f.exact]
 OTHERS = [f for f in FAMILIES if not f.exact]

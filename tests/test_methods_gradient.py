@@ -1,13 +1,13 @@
 import pytest
-import reference
 import torch
 from captum.attr import LayerGradCam
-from families import FAMILIES, TINY, ChannelsLast, Family, Plain, Residual, Tiny, Tokens, build, images, tiny
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import camkit
+import reference
+from families import FAMILIES, TINY, ChannelsLast, Family, Plain, Residual, Tiny, Tokens, build, images, tiny
 
 LAYOUTS = {Tokens: "tokens", ChannelsLast: "NHWC"}
 

@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 import torch
 import torchvision
-from families import FAMILIES, TINY, Digits, Family, Plain, Tiny, Tokens, build, images, tiny
-from fingerprint import fingerprint
 from torch import Tensor, nn
 
 import camkit
+from families import FAMILIES, TINY, Digits, Family, Plain, Tiny, Tokens, build, images, tiny
+from fingerprint import fingerprint
 
 
 def parameters(model: nn.Module) -> int:

@@ -1,10 +1,10 @@
 import threading
 
-from fingerprint import fingerprint
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from camkit.trace import record, skeleton
+from fingerprint import fingerprint
 
 
 class InPlace(nn.Module):

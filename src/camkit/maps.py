@@ -24,8 +24,8 @@ def normalize(maps: torch.Tensor, dims: int = 2) -> torch.Tensor:
         ValueError: if a map holds NaN or infinity.
 
     Example:
-        >>> import torch
-        >>> normalize(torch.tensor([[-1.0, 0.0], [1.0, 3.0]]))
+        >>> import camkit, torch
+        >>> camkit.normalize(torch.tensor([[-1.0, 0.0], [1.0, 3.0]]))
         tensor([[0.0000, 0.2500],
                 [0.5000, 1.0000]])
     """
@@ -34,7 +34,6 @@ def normalize(maps: torch.Tensor, dims: int = 2) -> torch.Tensor:
     axes = tuple(range(-dims, 0))
     low = maps.amin(axes, keepdim=True)
     span = maps.amax(axes, keepdim=True) - low
-    # Divided before anything is subtracted twice: a span that underflows or overflows stays in range.
     return torch.where(span > 0, (maps - low) / torch.where(span > 0, span, 1), 0).clamp(0, 1)
 
 

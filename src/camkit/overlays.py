@@ -145,7 +145,7 @@ def denormalize(
         std: standard deviation of each channel, likewise.
 
     Returns:
-        Images in [0, 1], of the same shape and type: what rounding leaves outside is clipped.
+        Images of the same shape and type, clipped to [0, 1].
 
     Raises:
         ValueError: if the number of channels is another.

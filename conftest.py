@@ -1,0 +1,40 @@
+"""Runs every Python block of README and docs, each page in one namespace, offline and in an empty folder."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import matplotlib as mpl
+import pytest
+import torch
+from PIL import Image
+from sybil import Sybil
+from sybil.parsers.myst import PythonCodeBlockParser
+from torchvision.models import WeightsEnum, get_model
+
+mpl.use("Agg")
+
+
+@pytest.fixture
+def page() -> Iterator[None]:
+    """A folder with a photo in it, and random numbers in the place of published weights."""
+
+    def random_weights(self: WeightsEnum, *args: Any, **kwargs: Any) -> Any:
+        name = type(self).__name__.removesuffix("_Weights").lower()
+        return get_model(name, weights=None).state_dict()
+
+    torch.manual_seed(0)
+    here = Path.cwd()
+    with TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(WeightsEnum, "get_state_dict", random_weights)
+        Image.effect_noise((320, 240), 80).convert("RGB").save(Path(folder) / "photo.jpg")
+        os.chdir(folder)
+        yield
+        os.chdir(here)
+
+
+pytest_collect_file = Sybil(
+    parsers=[PythonCodeBlockParser()], patterns=["README.md", "docs/**/*.md"], fixtures=["page"]
+).pytest()

@@ -1,0 +1,70 @@
+"""Everything that can be run on the project: ``python -m nox -s NAME``, or ``python -m nox`` for all."""
+
+import shutil
+from pathlib import Path
+
+import nox
+
+nox.needs_version = ">=2025.2.9"
+nox.options.default_venv_backend = "uv|virtualenv"
+nox.options.error_on_missing_interpreters = True
+nox.options.sessions = ["lint", "types", "tests", "docs", "build", "demo"]
+
+PYPROJECT = nox.project.load_toml("pyproject.toml")
+POKEMON = "examples/pokemon"
+
+
+def groups(*names: str) -> list[str]:
+    return nox.project.dependency_groups(PYPROJECT, *names)
+
+
+@nox.session
+def demo(session: nox.Session) -> None:
+    """The Pokémon experiment on built-in data; arguments go to ``pokemon_cam run``."""
+    session.install(".", f"./{POKEMON}")
+    session.run("python", "-m", "pokemon_cam", "run", *session.posargs)
+
+
+@nox.session
+def tests(session: nox.Session) -> None:
+    """The quick tests; ``-- -m slow`` runs the long ones, ``-- -m ''`` all."""
+    session.install("-e", ".", "-e", f"./{POKEMON}", *groups("tests"))
+    arguments = session.posargs or ["-m", "not slow"]
+    session.run("python", "-m", "pytest", *arguments)
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Ruff: rules and format."""
+    session.install(*groups("lint"))
+    session.run("ruff", "check", ".")
+    session.run("ruff", "format", "--check", ".")
+
+
+@nox.session
+def types(session: nox.Session) -> None:
+    """mypy in strict mode over the package, its tests and the example."""
+    session.install("-e", ".", "-e", f"./{POKEMON}", *groups("types"))
+    session.run("mypy")
+
+
+@nox.session
+def docs(session: nox.Session) -> None:
+    """The documentation, warnings as errors, and the examples in its docstrings."""
+    session.install("-e", ".", *groups("docs"))
+    for builder in ("html", "doctest"):
+        session.run("sphinx-build", "-W", "-n", "-q", "-b", builder, "docs", f"docs/_build/{builder}")
+
+
+@nox.session
+def build(session: nox.Session) -> None:
+    """The wheel and the source distribution, checked, and imported from the installed wheel."""
+    session.install(*groups("build"))
+    shutil.rmtree("dist", ignore_errors=True)
+    session.run("python", "-m", "build", "--installer", "uv")
+    session.run("twine", "check", "--strict", *map(str, Path("dist").iterdir()))
+    (wheel,) = Path("dist").glob("*.whl")
+    session.install(str(wheel))
+    here = session.create_tmp()  # not the repository, so that only the wheel can be imported
+    with session.chdir(here):
+        session.run("python", "-c", "import camkit; print(camkit.__version__, camkit.__file__)")
