@@ -1,7 +1,10 @@
 """torchvision's classification families, and tiny networks of every kind of head."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
+import pytest
 import torch
 import torchvision
 from torch import Tensor, nn
@@ -45,22 +48,34 @@ FAMILIES = [
 
 def build(name: str) -> nn.Module:
     """A torchvision classifier with random weights, none of which are zero, in evaluation mode."""
-    # Their own initialisation takes minutes and warns; the others' leaves ViT's head at zero.
     own = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}
-    model: nn.Module = torchvision.models.get_model(name, weights=None, **own)
+    with without_initialisation():
+        model: nn.Module = torchvision.models.get_model(name, weights=None, **own)
     with torch.no_grad():
-        for module in model.modules():
-            if isinstance(module, nn.Linear):
-                nn.init.normal_(module.weight, std=module.in_features**-0.5)
-                if module.bias is not None:
-                    nn.init.normal_(module.bias, std=0.1)
-            elif isinstance(module, nn.BatchNorm2d):
-                module.running_mean.normal_(std=0.1)  # type: ignore[union-attr]
-                module.running_var.uniform_(0.5, 1.5)  # type: ignore[union-attr]
-                nn.init.normal_(module.bias, std=0.1)
-            elif isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight)
+        for key, parameter in model.named_parameters():
+            if parameter.ndim > 1:
+                bound = ((6 if parameter.ndim == 4 else 3) / parameter[0].numel()) ** 0.5
+                parameter.uniform_(-bound, bound)
+            elif key.endswith("weight"):  # of a norm
+                parameter.uniform_(0.5, 1.5)
+            else:
+                parameter.uniform_(-0.2, 0.2)
+        for key, buffer in model.named_buffers():
+            if key.endswith("running_mean"):
+                buffer.uniform_(-0.2, 0.2)
+            elif key.endswith("running_var"):
+                buffer.uniform_(0.5, 1.5)
     return model.eval()
+
+
+@contextmanager
+def without_initialisation() -> Iterator[None]:
+    """torchvision's own initialisation takes minutes over all models, and leaves ViT's head at zero."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in dir(nn.init):
+            if name.endswith("_") and not name.startswith("_"):
+                patch.setattr(nn.init, name, lambda tensor, *args, **kwargs: tensor)
+        yield
 
 
 def images(family: Family, count: int = 2) -> Tensor:

@@ -1,0 +1,114 @@
+import numpy as np
+import pytest
+import torch
+
+from pokemon_cam import creatures
+from pokemon_cam.creatures import KINDS, bounding_box, draw, draw_background, draw_set
+
+SIZE = 96
+INDICES = range(14)  # every kind twice
+
+
+def test_same_seed_same_bytes_and_another_seed_another_picture() -> None:
+    first, again, other = (draw(3, seed=s, size=SIZE) for s in (5, 5, 6))
+    assert first.image.tobytes() == again.image.tobytes()
+    assert first.mask.tobytes() == again.mask.tobytes()
+    assert (first.image != other.image).any()
+
+
+def test_picture_does_not_depend_on_how_many_are_drawn() -> None:
+    few, many = (draw_set(n, seed=1, size=48) for n in (8, 15))
+    assert torch.equal(few.images, many.images[:8])
+    assert few.masks is not None and many.masks is not None
+    assert torch.equal(few.masks, many.masks[:8])
+    assert many.labels.tolist() == [i % 7 for i in range(15)]
+    assert len({image.numpy().tobytes() for image in many.images}) == 15
+
+
+@pytest.mark.parametrize("index", INDICES)
+def test_only_pixels_in_the_mask_belong_to_the_creature(index: int) -> None:
+    creature = draw(index, seed=0, size=SIZE)
+    changed = (creature.image != draw_background(index, seed=0, size=SIZE)).any(axis=-1)
+    assert not (changed & ~creature.mask).any()
+    # An edge pixel may by chance get the colour that it had; nearly all do change.
+    assert changed[creature.mask].mean() > 0.98
+
+
+@pytest.mark.parametrize("index", INDICES)
+def test_parts_make_up_the_mask(index: int) -> None:
+    creature = draw(index, seed=0, size=SIZE)
+    assert np.array_equal(np.any(list(creature.parts.values()), axis=0), creature.mask)
+    for name, part in creature.parts.items():
+        assert part.any(), name
+        assert not (part & ~creature.mask).any(), name
+
+
+@pytest.mark.parametrize("index", INDICES)
+def test_boxes_are_tight(index: int) -> None:
+    creature = draw(index, seed=0, size=SIZE)
+    boxes = [(creature.box, creature.mask)]
+    boxes += [(creature.part_boxes[name], mask) for name, mask in creature.parts.items()]
+    for (left, top, right, bottom), mask in boxes:
+        inside = mask[top:bottom, left:right]
+        assert inside.sum() == mask.sum()
+        for edge in (inside[0], inside[-1], inside[:, 0], inside[:, -1]):
+            assert edge.any()
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_whole_creature_is_inside_the_picture(seed: int) -> None:
+    for index in range(7):
+        mask = draw(index, seed=seed, size=64).mask
+        assert not (mask[0].any() or mask[-1].any() or mask[:, 0].any() or mask[:, -1].any())
+
+
+def test_box_of_a_known_mask() -> None:
+    mask = np.zeros((6, 8), dtype=bool)
+    mask[2, 3] = mask[4, 5] = True
+    assert bounding_box(mask) == (3, 2, 6, 5)
+    with pytest.raises(ValueError, match="mask: expected at least one true pixel"):
+        bounding_box(np.zeros((4, 4), dtype=bool))
+
+
+def test_kinds_differ_by_their_parts() -> None:
+    parts = [frozenset(draw(i, seed=0, size=SIZE).parts) for i in range(7)]
+    assert len(set(parts)) == 7
+
+
+@pytest.mark.parametrize(("one", "other"), [("Emberkit", "Galewing"), ("Budling", "Coilor")])
+def test_some_kinds_share_their_colour(one: str, other: str) -> None:
+    def head_to_foot(kind: str) -> set[tuple[int, int, int]]:
+        return {shape.colour for shape in KINDS[kind](np.random.default_rng(0)) if shape.outlined}
+
+    def lively(colours: set[tuple[int, int, int]]) -> set[tuple[int, int, int]]:
+        return {c for c in colours if max(c) - min(c) > 100}
+
+    assert lively(head_to_foot(one)) & lively(head_to_foot(other))
+    assert not lively(head_to_foot(one)) & lively(head_to_foot("Domeback"))
+
+
+def test_poses_vary() -> None:
+    found = [draw(7 * i, seed=0, size=64) for i in range(12)]
+    heights = {c.box[3] - c.box[1] for c in found}
+    lefts = {c.box[0] for c in found}
+    flame_is_left = {c.part_boxes["flame"][0] < c.part_boxes["head"][0] for c in found}
+    assert len(heights) > 5 and len(lefts) > 5
+    assert flame_is_left == {True, False}
+
+
+@pytest.mark.parametrize(
+    ("index", "seed", "size", "message"),
+    [
+        (-1, 0, 64, "index: expected at least 0, got -1"),
+        (0, -2, 64, "seed: expected at least 0, got -2"),
+        (0, 0, 8, "size: expected at least 32, got 8"),
+    ],
+)
+def test_wrong_numbers_are_named(index: int, seed: int, size: int, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        draw(index, seed=seed, size=size)
+
+
+def test_no_creatures_are_refused() -> None:
+    with pytest.raises(ValueError, match="count: expected at least 1, got 0"):
+        creatures.draw_set(0, seed=0, size=64)
