@@ -49,23 +49,34 @@ def test_equals_relu_of_cam_by_the_number_of_positions(family: Family) -> None:
     torch.testing.assert_close(cam.maps, net.class_maps(x).maps[[0, 1], [1, 3]], rtol=1e-9, atol=1e-14)
 
 
-@pytest.mark.parametrize("family", [f for f in FAMILIES if f.name != "vit_b_32"], ids=lambda f: f.name)
-@pytest.mark.filterwarnings("ignore::UserWarning:captum")
+class PatchesAsGrid(nn.Module):
+    """A norm over tokens that passes the patches through a layer in NCHW, all that captum reads."""
+
+    def __init__(self, norm: nn.Module, size: tuple[int, int]) -> None:
+        super().__init__()
+        self.norm, self.size, self.grid = norm, size, nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        token, patches = self.norm(x).split([1, self.size[0] * self.size[1]], dim=1)
+        patches = self.grid(patches.transpose(1, 2).unflatten(2, self.size))
+        return torch.cat([token, patches.flatten(2).transpose(1, 2)], 1)
+
+
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda f: f.name)
 def test_equals_captum(family: Family) -> None:
     model = build(family.name)
     x = images(family)
     # Random networks have classes whose map is zero everywhere: take those with the brightest.
     classes = camkit.GradCAM(model)(x, [list(range(20))] * 2).maps.amax((2, 3)).argmax(1)
     ours = camkit.GradCAM(model)(x, classes)
-    # captum has no map of tokens (ViT), and sees what an in-place operation makes of the layer's output.
     layer = model.get_submodule(ours.layer)
-    if family.name == "densenet121":
-        handle = layer.register_forward_hook(lambda m, a, out: out.clone())
-    theirs = LayerGradCam(model, layer)
-    attribution = theirs.attribute(x, classes)
-    if family.name == "densenet121":
-        handle.remove()
-    expected = attribution[:, 0].relu().detach()
+    if family.name == "vit_b_32":
+        parent = model.get_submodule(ours.layer.removesuffix(".ln_1"))
+        parent.ln_1 = as_grid = PatchesAsGrid(layer, family.size)
+        layer = as_grid.grid
+    # captum sees what an in-place operation after the layer makes of its output, as in DenseNet.
+    layer.register_forward_hook(lambda m, a, out: out.clone())
+    expected = LayerGradCam(model, layer).attribute(x, classes)[:, 0].relu().detach()
     assert expected.abs().max() > 0
     torch.testing.assert_close(ours.maps, expected, rtol=1e-5, atol=1e-5 * expected.abs().max().item())
 

@@ -219,9 +219,11 @@ def grid(
     canvas = Image.new("RGB", size, "white")
     draw = ImageDraw.Draw(canvas)
     for x, width, label in zip(lefts, widths, column_labels or (), strict=False):
-        draw.text((x + width / 2, top / 2), label, fill="black", font=font, anchor="mm")
+        draw.text((x + width / 2, top / 2), label, fill="black", font=font, anchor="mm", align="center")
     for y, height, label in zip(tops, heights, row_labels or (), strict=False):
-        draw.text((left - 2 * gap, y + height / 2), label, fill="black", font=font, anchor="rm")
+        draw.text(
+            (left - 2 * gap, y + height / 2), label, fill="black", font=font, anchor="rm", align="right"
+        )
     for row, y, height in zip(rows, tops, heights, strict=True):
         for picture, x, width in zip(row, lefts, widths, strict=False):
             corner = (x + (width - picture.width) // 2, y + (height - picture.height) // 2)
