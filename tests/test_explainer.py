@@ -1,3 +1,6 @@
+import dataclasses
+import functools
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -7,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import camkit
+from camkit.dryrun import DryRun
 from families import Digits, Plain, build, tiny
 from fingerprint import fingerprint
 
@@ -149,16 +153,24 @@ def test_the_trunk_runs_once_and_without_a_graph() -> None:
     assert seen == [("features.0", False), ("features.4", False), ("fc", False)]
 
 
-def test_the_dry_run_is_made_once_a_shape() -> None:
-    model = Plain().eval()
-    runs: list[str] = []
-    model.fc.register_forward_hook(lambda m, a, out: runs.append(out.device.type))
-    method = camkit.GradCAM(model)
-    for count in (1, 2, 5):
-        method(torch.rand(count, 3, 12, 10))
-    assert runs == ["meta", "meta", "cpu", "cpu", "cpu"]
+def test_the_dry_run_is_made_once_a_shape(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[tuple[int, ...]] = []
+    run = DryRun.of
+
+    def count(model: nn.Module, shape: tuple[int, ...]) -> DryRun:
+        made.append(shape)
+        return run(model, shape)
+
+    monkeypatch.setattr(DryRun, "of", count)
+    method = camkit.GradCAM(Plain())
+    for n in (1, 2, 5):
+        method(torch.rand(n, 3, 12, 10))
+    assert made == [(2, 3, 12, 10)]
     method(torch.rand(1, 3, 20, 10))
-    assert runs[5:] == ["meta", "meta", "cpu"]
+    assert made == [(2, 3, 12, 10), (2, 3, 20, 10)]
+    for side in range(12, 112):
+        method(torch.rand(1, 3, side, 10))
+    assert len(method._locations) <= 16  # a data set of many sizes does not fill the memory
 
 
 def test_output_target_and_heatmaps() -> None:
@@ -176,6 +188,8 @@ def test_output_target_and_heatmaps() -> None:
     assert camkit.GradCAM(model)(x, [[0, 1]] * 3).heatmaps().shape == (3, 2, 12, 10)
     with pytest.raises(ValueError, match=r"^size: expected 2 positive lengths, got \(7,\)$"):
         explained.heatmaps((7,))
+    with pytest.raises(TypeError, match=r"^size: expected \(H, W\), got 7$"):
+        explained.heatmaps(7)  # type: ignore[arg-type]
 
 
 def test_models_with_other_outputs_need_a_function() -> None:
@@ -195,6 +209,40 @@ def test_models_with_other_outputs_need_a_function() -> None:
     assert explained.maps.shape == (2, 4, 3)
 
 
+def first_column(unwrap: Callable[[Any], Tensor], output: Any) -> Tensor:
+    return unwrap(output)[:, 0]
+
+
+def test_outputs_of_any_kind_come_back_without_their_graph() -> None:
+    @dataclasses.dataclass
+    class Output:
+        logits: Tensor
+        name: str
+
+    class Strict(dict[str, Any]):
+        def update(self, *args: Any, **kwargs: Any) -> None:
+            raise TypeError
+
+    kinds: list[tuple[Callable[[Tensor], Any], Callable[[Any], Tensor]]] = [
+        (lambda y: Output(y, "a"), lambda o: o.logits),
+        (lambda y: Strict(logits=y), lambda o: o["logits"]),
+        (lambda y: [(y,), "a"], lambda o: o[0][0]),
+        (lambda y: camkit.ClassMaps(y, y), lambda o: o.logits),
+        (lambda y: torch.max(y, 1, keepdim=True), lambda o: o.values),
+    ]
+    for wrap, unwrap in kinds:
+
+        class Wrapped(Plain):
+            def forward(self, x: Tensor, wrap: Any = wrap) -> Any:
+                return wrap(super().forward(x))
+
+        output = camkit.GradCAM(Wrapped())(
+            torch.rand(2, 3, 12, 10), functools.partial(first_column, unwrap)
+        ).output
+        assert type(output) is type(wrap(torch.zeros(2, 4)))
+        assert not unwrap(output).requires_grad
+
+
 @pytest.mark.parametrize(
     ("x", "error", "message"),
     [
@@ -204,6 +252,7 @@ def test_models_with_other_outputs_need_a_function() -> None:
             r"x: expected a batch \(N, C, H, W\), got shape 3 x 12 x 10; add .*",
         ),
         ([1, 2], TypeError, "x: expected a tensor, got list"),
+        (torch.rand(0, 3, 12, 10), ValueError, "x: expected at least one input, got shape 0 x 3 x 12 x 10"),
         (
             torch.rand(2, 3, 2, 2),
             ValueError,
@@ -232,6 +281,43 @@ def test_threads_share_a_model() -> None:
     for result, one in zip(results, expected, strict=True):
         torch.testing.assert_close(result, one, rtol=1e-4, atol=1e-6)
     assert not any(m._forward_hooks for m in model.modules())
+
+
+def test_threads_share_a_model_in_training_mode() -> None:
+    """One enters while another is inside, and the first leaves first."""
+    inside, enter = threading.Event(), threading.Event()
+
+    class Slow(Plain):
+        def forward(self, x: Tensor) -> Tensor:
+            if x.device.type == "cpu" and threading.current_thread().name == "first":
+                inside.set()
+                enter.wait(10)
+            return super().forward(x)
+
+    model = Slow().train()
+    x = torch.randn(2, 3, 12, 10)
+    expected = camkit.GradCAM(model)(x, 1).maps
+    before = fingerprint(model)
+    maps: dict[str, Tensor] = {}
+
+    def second(output: Tensor) -> Tensor:
+        enter.set()
+        first.join(10)  # gone, and its flags with it
+        assert not model.training
+        return output[:, 1]
+
+    def explain(target: Any) -> None:
+        maps[threading.current_thread().name] = camkit.GradCAM(model)(x, target).maps
+
+    first = threading.Thread(target=explain, args=(1,), name="first")
+    other = threading.Thread(target=explain, args=(second,), name="second")
+    first.start()
+    inside.wait(10)
+    other.start()
+    other.join(20)
+    assert torch.equal(maps["first"], expected)
+    assert torch.equal(maps["second"], expected)
+    assert fingerprint(model) == before
 
 
 def test_other_numbers_of_dimensions() -> None:

@@ -7,14 +7,14 @@ from torch.nn import functional as F
 
 import camkit
 from camkit.dryrun import DryRun
-from camkit.layers import find, find_for_gradient
+from camkit.layers import find_features, find_for_gradient
 from families import FAMILIES, TINY, Branching, Digits, Family, Plain, Residual, Tiny, Tokens, build, tiny
 
 
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda f: f.name)
 def test_the_layer_found_on_every_family(family: Family) -> None:
     dry = DryRun.of(build(family.name), (2, 3, 224, 224))
-    place = find(dry)
+    place = find_features(dry)
     (value,) = dry.trace.outputs_of(place.name)
     assert value is not None
     size = place.layout.size(dry.trace.shapes[value])
@@ -31,7 +31,7 @@ def test_the_layer_found_on_hand_made_models(kind: Tiny) -> None:
 
 def test_a_headless_trunk_ends_in_its_last_layer() -> None:
     trunk = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 5, 3))
-    assert find(DryRun.of(trunk, (2, 3, 16, 16))).name == "2"
+    assert find_features(DryRun.of(trunk, (2, 3, 16, 16))).name == "2"
 
 
 def test_attention_from_plain_functions() -> None:

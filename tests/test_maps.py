@@ -31,6 +31,13 @@ def test_normalize_is_map_by_map() -> None:
     assert camkit.normalize(raw).tolist() == [[[0, 1]], [[0, 0]], [[0, 1]]]
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_normalize_of_half_precision_does_not_overflow(dtype: torch.dtype) -> None:
+    result = camkit.normalize(torch.tensor([[-6e4, 0, 6e4]], dtype=dtype))
+    assert result.dtype == dtype
+    assert result.tolist() == [[0, 0.5, 1]]
+
+
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 def test_normalize_refuses_what_is_no_number(bad: float) -> None:
     with pytest.raises(ValueError, match="^maps: expected finite values, got NaN or infinity$"):

@@ -138,8 +138,11 @@ def test_a_score_that_does_not_depend_on_the_layer() -> None:
             return super().forward(x)
 
     with pytest.raises(
-        ValueError, match="^layer: expected a layer that the score depends on .*, got 'aside'$"
+        ValueError, match="^target: expected a score that depends on layer 'aside' through a gradient"
     ):
         camkit.GradCAM(Aside(), "aside")(torch.rand(1, 3, 12, 10))
-    with pytest.raises(ValueError, match="^layer: expected a layer that the score depends on .*, got 'feat"):
+    with pytest.raises(
+        ValueError,
+        match="^target: expected a score that depends on layer 'features' through a gradient, got one",
+    ):
         camkit.GradCAM(Plain())(torch.rand(1, 3, 12, 10), lambda output: output.detach()[:, 0])

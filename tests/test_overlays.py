@@ -1,4 +1,5 @@
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +92,37 @@ def test_sixteen_bits_are_not_clipped() -> None:
     result = np.asarray(camkit.overlay(Image.fromarray(deep), torch.rand(3, 3), alpha=0))
     assert (result.min(), result.max()) == (0, 255)
     assert (np.diff(result[..., 0].flatten().astype(int)) >= 0).all()
+
+
+def test_floats_in_pictures_are_floats() -> None:
+    deep = np.linspace(0, 1, 24 * 32, dtype=np.float32).reshape(24, 32)
+    result = np.asarray(camkit.overlay(Image.fromarray(deep), torch.rand(3, 3), alpha=0))
+    assert np.array_equal(result[..., 0], np.rint(deep * 255))
+    with pytest.raises(TypeError, match=r"^image: expected uint8, or floats in \[0, 1\], got int32$"):
+        camkit.overlay(Image.fromarray(deep).convert("I"), torch.rand(3, 3))
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "LA", "P", "1", "CMYK", "YCbCr", "LAB", "HSV", "RGBA"])
+def test_every_mode_of_pillow(mode: str) -> None:
+    image = Image.fromarray(RGB)
+    image = image.convert("L").convert(mode) if mode == "LA" else _as_mode(image, mode)
+    result = camkit.overlay(image, torch.rand(3, 3), alpha=0)
+    assert result.mode == ("RGBA" if mode in ("LA", "RGBA") else "RGB")
+    assert np.array_equal(np.asarray(result), np.asarray(image.convert(result.mode)))
+
+
+def _as_mode(image: Image.Image, mode: str) -> Image.Image:
+    return Image.new("LAB", image.size, (50, 10, 10)) if mode == "LAB" else image.convert(mode)
+
+
+def test_any_array_is_a_heatmap() -> None:
+    heatmap = np.linspace(0, 1, 12).reshape(3, 4)
+    expected = np.asarray(camkit.overlay(RGB, torch.from_numpy(heatmap[::-1].copy())))
+    assert np.array_equal(np.asarray(camkit.overlay(RGB, heatmap[::-1])), expected)
+    heatmap.flags.writeable = False
+    camkit.overlay(RGB, heatmap)
+    camkit.overlay(RGB, heatmap.astype(np.float16))
+    camkit.overlay(RGB, heatmap > 0.5)
 
 
 @pytest.mark.parametrize("colormap", COLORMAPS)
@@ -189,6 +221,28 @@ def test_denormalize_undoes_a_preset(weights: Any) -> None:
     torch.testing.assert_close(
         camkit.denormalize(preset(images)[0], mean=preset.mean, std=preset.std), images[0]
     )
+
+
+def test_other_types_are_named() -> None:
+    array = np.zeros((3, 4, 4), np.float32)
+    calls: list[tuple[str, Callable[[], object]]] = [
+        ("images", lambda: camkit.denormalize(array)),  # type: ignore[arg-type]
+        ("images", lambda: camkit.blend(array, torch.rand(4, 4))),  # type: ignore[arg-type]
+        ("heatmaps", lambda: camkit.colorize(array)),  # type: ignore[arg-type]
+        ("maps", lambda: camkit.normalize(array)),  # type: ignore[arg-type]
+        ("heatmap", lambda: camkit.overlay(RGB, [[0.0]])),  # type: ignore[arg-type]
+    ]
+    for name, call in calls:
+        with pytest.raises(TypeError, match=f"^{name}: expected a tensor, got "):
+            call()
+    with pytest.raises(TypeError, match=r"^images: expected normalised floats, got torch.uint8$"):
+        camkit.denormalize(torch.zeros(3, 4, 4, dtype=torch.uint8))
+    with pytest.raises(ValueError, match=r"^heatmaps: expected shape \(..., H, W\), got 4$"):
+        camkit.colorize(torch.rand(4))
+    with pytest.raises(
+        ValueError, match=r"^maps: expected floats with 2 spatial dimensions, got torch.float32, 4$"
+    ):
+        camkit.normalize(torch.rand(4))
 
 
 def test_denormalize_of_other_channels() -> None:

@@ -1,6 +1,7 @@
 import copy
 import io
 import pickle
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -10,6 +11,7 @@ import torchvision
 from torch import Tensor, nn
 
 import camkit
+from camkit import surgery
 from families import FAMILIES, TINY, Digits, Family, Plain, Tiny, Tokens, build, images, tiny
 from fingerprint import fingerprint
 
@@ -287,6 +289,78 @@ def test_a_headless_trunk_and_a_grey_one() -> None:
     check_identity(camkit.attach_gap_head(trunk, 4).double(), torch.rand(2, 3, 64, 96).double())
     net = camkit.attach_gap_head(Digits(), 4, input_shape=(1, 28, 28))
     assert net.class_maps(torch.rand(1, 1, 40, 50)).maps.shape == (1, 4, 36, 46)  # any size now
+
+
+class Lists(nn.Module):
+    """Blocks in lists, a stem whose children are called one by one, a parameter of a module never called."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.BatchNorm2d(3), nn.Conv2d(3, 4, 3))
+        self.scale = nn.Linear(1, 1)
+        self.blocks = nn.ModuleList(nn.Conv2d(4, 4, 3, padding=1) for _ in range(2))
+        self.heads = nn.ModuleList([nn.Linear(4, 500), nn.Linear(500, 3)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        for module in self.stem.children():
+            x = module(x)
+        x = x * self.scale.weight
+        for block in self.blocks:
+            x = block(x)
+        x = x.mean((2, 3))
+        for head in self.heads:
+            x = head(x)
+        return x
+
+
+def test_what_is_used_without_being_called_stays_and_dead_lists_go() -> None:
+    model = Lists().double().eval()
+    nn.init.normal_(model.stem.get_parameter("0.bias"))
+    x = torch.randn(2, 3, 9, 9).double()
+    net = camkit.attach_gap_head(model, 2, input_shape=(3, 9, 9))
+    assert net.layer == "blocks.1"
+    assert parameters(net.trunk) == parameters(model) - parameters(model.heads)
+    kept: list[Tensor] = []
+    model.blocks[1].register_forward_hook(lambda m, a, out: kept.append(out))
+    model(x)
+    expected = kept[0].mean((2, 3)) @ net.head.linear.weight.T + net.head.linear.bias
+    torch.testing.assert_close(net(x), expected)
+    # Here the scale is dead too, but something reads its weight: then what is dead stays.
+    whole = camkit.attach_gap_head(model, 2, layer="stem.1", input_shape=(3, 9, 9))
+    pooled = model.stem(x).mean((2, 3))
+    torch.testing.assert_close(whole(x), pooled @ whole.head.linear.weight.T + whole.head.linear.bias)
+
+
+def test_a_network_within_a_network() -> None:
+    inner = camkit.attach_gap_head(tiny(Plain), 3, input_shape=(3, 12, 10))
+    x = torch.randn(2, 3, 12, 10).double()
+    outer = camkit.attach_gap_head(nn.Sequential(inner, nn.Linear(3, 2).double()), 4, input_shape=(3, 12, 10))
+    check_identity(outer, x)
+    check_identity(inner, x)
+    again = camkit.attach_gap_head(inner, 4, input_shape=(3, 12, 10)).unfreeze()
+    check_identity(again, x)
+    again(x).sum().backward()
+    assert again.trunk.get_parameter("trunk.features.0.weight").grad is not None
+
+
+def test_running_the_trunk_alone_keeps_at_most_one_activation() -> None:
+    net = camkit.attach_gap_head(Plain(), 3, input_shape=(3, 12, 10))
+    x = torch.rand(1, 3, 12, 10)
+    before = len(surgery._captured.activations)
+    for _ in range(3):
+        net.trunk(x)
+    assert len(surgery._captured.activations) <= before + 1
+    net(x)
+    assert len(surgery._captured.activations) == before
+
+
+def test_a_model_that_cannot_be_copied() -> None:
+    model = Plain()
+    model.lock = threading.Lock()  # type: ignore[assignment]
+    with pytest.raises(
+        TypeError, match="^model: expected a model that copy.deepcopy can copy, got Plain .TypeE"
+    ):
+        camkit.attach_gap_head(model, 3, input_shape=(3, 12, 10))
 
 
 def test_threads_share_a_network() -> None:

@@ -39,14 +39,21 @@ def module(name: str, value: object) -> None:
         raise TypeError(complaint(name, "a torch.nn.Module", type(value).__name__))
 
 
+def tensor(name: str, value: object) -> None:
+    """Raise a ``TypeError`` unless ``value`` is a tensor."""
+    if not isinstance(value, torch.Tensor):
+        raise TypeError(complaint(name, "a tensor", type(value).__name__))
+
+
 _CONVOLUTIONS = {nn.Conv1d: 3, nn.Conv2d: 4, nn.Conv3d: 5}
 _AXES = {3: "(N, C, L)", 4: "(N, C, H, W)", 5: "(N, C, T, H, W)"}
 
 
-def batch(model: nn.Module, x: object) -> None:
+def batch(model: nn.Module, x: torch.Tensor) -> None:
     """Raise unless ``x`` is a tensor with a batch dimension, as the model's first convolution takes."""
-    if not isinstance(x, torch.Tensor):
-        raise TypeError(complaint("x", "a tensor", type(x).__name__))
+    tensor("x", x)
+    if x.ndim > 0 and len(x) == 0:
+        raise ValueError(complaint("x", "at least one input", f"shape {shape_of(x)}"))
     expected = next(
         (ndim for m in model.modules() for kind, ndim in _CONVOLUTIONS.items() if isinstance(m, kind)),
         None,

@@ -12,6 +12,8 @@ from camkit.trace import Trace, record
 
 # How much larger the second run's input is, per side: unequal, so that no side is taken for another.
 _LARGER = (8, 96, 32)
+# Class and register tokens: no published model has more beside its patches.
+_MOST_TOKENS = 16
 
 
 @dataclass(frozen=True)
@@ -21,17 +23,19 @@ class DryRun:
     Attributes:
         kind: class of the model, for messages.
         trace: the run at the size that was asked for.
+        device: what the runs were made on: ``"meta"``, or ``None`` for the model's own.
         larger: the run at a larger size; ``None`` for a model with a fixed input size, and for one that
             does other things at the other size.
     """
 
     kind: str
     trace: Trace
+    device: str | None
     larger: Trace | None
 
     @classmethod
     def of(cls, model: nn.Module, input_shape: Sequence[int]) -> "DryRun":
-        """Runs ``model`` twice on the meta device.
+        """Runs a stand-in for ``model`` twice: on shapes, or on numbers where these are not enough.
 
         Args:
             model: any module.
@@ -39,25 +43,27 @@ class DryRun:
 
         Raises:
             ValueError: if the model cannot take such an input.
-            NotImplementedError: if the model needs numbers to run, not only shapes.
         """
         shape = tuple(input_shape)
         kind = type(model).__name__
         try:
-            trace = record(model, shape)
-        except NotImplementedError as error:  # torch's word for "there is no data on meta"
-            expected = f"a name, since {kind} does not run without numbers"
-            raise NotImplementedError(_checks.complaint("layer", expected, None)) from error
+            device: str | None = "meta"
+            trace = record(model, shape, device)
         except Exception as error:
-            raise ValueError(_cannot_take(model, shape, error)) from error
+            # It may be a matter of numbers: a branch on a value, say.
+            try:
+                device = None
+                trace = record(model, shape, device)
+            except Exception:
+                raise ValueError(_cannot_take(model, shape, error)) from error
         extra = _LARGER[-len(shape[2:]) :] if len(shape) > 2 else ()
         enlarged = (*shape[:2], *(a + b for a, b in zip(shape[2:], extra, strict=True)))
         try:
-            larger = record(model, enlarged)
+            larger = record(model, enlarged, device)
         except Exception:  # a fixed input size: whatever is raised says just that
-            return cls(kind, trace, None)
+            return cls(kind, trace, device, None)
         same = [o.name for o in trace.operations] == [o.name for o in larger.operations]
-        return cls(kind, trace, larger if same and extra else None)
+        return cls(kind, trace, device, larger if same and extra else None)
 
     def layout(self, value: int) -> Layout | None:
         """How ``value`` reads as ``(N, C, *spatial)``; ``None`` if it is not spatial.
@@ -65,11 +71,16 @@ class DryRun:
         Raises:
             ValueError: if it can be read in two ways.
         """
-        return infer_layout(
-            self.trace.shapes[value],
-            self.trace.input_shape,
-            (self.larger.shapes[value], self.larger.input_shape) if self.larger else None,
-        )
+        shape, input_shape = self.trace.shapes[value], self.trace.input_shape
+        larger = self.larger.shapes[value] if self.larger else None
+        if len(shape) == 3 and len(input_shape) == 4:
+            tokens = _tokens(self.trace, value)
+            if self.larger is None or tokens is None:
+                return tokens
+            again = _tokens(self.larger, value)
+            same = again is not None and (again.prefix, again.suffix) == (tokens.prefix, tokens.suffix)
+            return tokens if same and larger is not None and larger[1] != shape[1] else None
+        return infer_layout(shape, input_shape, larger)
 
     def is_spatial(self, value: int) -> bool:
         """Whether ``value`` has positions: it grows with the input, or has the input's proportions."""
@@ -80,6 +91,39 @@ class DryRun:
             return self.layout(value) is not None
         except ValueError:  # spatial, whichever way it reads
             return True
+
+
+def _tokens(trace: Trace, value: int) -> Layout | None:
+    """How tokens ``(N, L, C)`` read: as the grid of the nearest image-like value they were made from."""
+    length = trace.shapes[value][1]
+    for source in trace.ancestors(value):
+        shape = trace.shapes[source]
+        if source in trace.parameters or len(shape) != 4 or shape[0] != trace.input_shape[0]:
+            continue
+        try:
+            layout = infer_layout(shape, trace.input_shape)
+        except ValueError:
+            layout = Layout() if shape[2] * shape[3] <= length else None
+        if layout is None:
+            continue
+        grid = layout.size(shape)
+        others = length - math.prod(grid)
+        if math.prod(grid) > 1 and 0 <= others <= _MOST_TOKENS:
+            prefix = others if others == 0 else _before(trace, value, math.prod(grid), others)
+            return Layout(-1, grid, prefix, others - prefix)
+    return None
+
+
+def _before(trace: Trace, value: int, patches: int, others: int) -> int:
+    """How many of the other tokens were put before the patches, where they were joined; all, if unknown."""
+    for source in trace.ancestors(value):
+        operation = trace.producer(source)
+        if operation is None or operation.name not in ("cat", "concat"):
+            continue
+        lengths = [trace.shapes[v][1] for v in operation.inputs if len(trace.shapes[v]) == 3]
+        if patches in lengths and sum(lengths) == patches + others:
+            return sum(lengths[: lengths.index(patches)])
+    return others
 
 
 def _cannot_take(model: nn.Module, shape: tuple[int, ...], error: Exception) -> str:

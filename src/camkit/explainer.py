@@ -1,7 +1,8 @@
 """The call that all methods share: tap, one pass, target, result."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -15,6 +16,9 @@ from camkit.evidence import Evidence
 from camkit.layers import Location
 from camkit.tap import Tap, as_found
 from camkit.targets import Target
+
+# Input shapes for which an explainer remembers its dry run.
+_KEPT = 16
 
 
 @dataclass(frozen=True)
@@ -48,6 +52,8 @@ class Explanation:
         Raises:
             ValueError: if a map holds NaN or infinity, or if ``size`` is not one.
         """
+        if isinstance(size, int):
+            raise TypeError(_checks.complaint("size", "(H, W)", size))
         size = self.input_size if size is None else tuple(size)
         if len(size) != len(self.input_size) or min(size) < 1:
             expected = f"{len(self.input_size)} positive lengths"
@@ -76,7 +82,7 @@ class Explainer(ABC):
         _checks.module("model", model)
         self.model = model
         self.layer = None if layer is None else layers.name_of(model, layer)
-        self._locations: dict[tuple[int, ...], Location] = {}
+        self._locations: dict[tuple[tuple[int, ...], tuple[int, ...]], Location] = {}
 
     @abstractmethod
     def map(self, evidence: Evidence) -> torch.Tensor:
@@ -106,23 +112,40 @@ class Explainer(ABC):
         """
         _checks.batch(self.model, x)
         location = self._locate(x)
-        with as_found(self.model, x), Tap(self.model, location.name, gradient=self.needs_gradient) as tap:
-            output = self.model(x)
-            scores, reported = targets.scores(target, output, len(x))
-            evidence = Evidence(location, tap.output, output, scores.reshape(len(x), -1), reported)
+        with as_found(self.model):
+            evidence = self._run(x, target, location, torch.no_grad)
+            if self.needs_gradient and not evidence.scores.requires_grad:
+                # The model left a no_grad of its own after the layer, and fell back to ours.
+                evidence = self._run(x, target, location, torch.enable_grad)
             raw = self.map(evidence).detach()
         return Explanation(
-            maps=raw if scores.ndim == 2 else raw.squeeze(1),
-            output=detached(output),
-            target=reported,
+            maps=raw.reshape(*evidence.scores.shape, *raw.shape[2:]),
+            output=detached(evidence.output),
+            target=evidence.target,
             layer=location.name,
             input_size=tuple(x.shape[2:]),
         )
 
+    def _run(
+        self,
+        x: torch.Tensor,
+        target: Target,
+        location: Location,
+        before: Callable[[], AbstractContextManager[None]],
+    ) -> Evidence:
+        with Tap(self.model, location.name, gradient=self.needs_gradient, before=before) as tap:
+            output = self.model(x)
+            leaf = tap.output
+            scores, reported = targets.scores(target, output, len(x))
+        return Evidence(location, leaf, output, scores, reported)
+
     def _locate(self, x: torch.Tensor) -> Location:
-        # Two images, so that no dimension of length one is taken for the batch.
-        shape = (2, *x.shape[1:])
-        if shape not in self._locations:
-            dry = DryRun.of(self.model, shape)
-            self._locations[shape] = self.find(dry) if self.layer is None else layers.locate(dry, self.layer)
-        return self._locations[shape]
+        # Two images, so that no dimension of length one is taken for the batch. The modules are in the key:
+        # a user may have given the model another head since.
+        key = ((2, *x.shape[1:]), tuple(map(id, self.model.modules())))
+        if key not in self._locations:
+            if len(self._locations) >= _KEPT:
+                self._locations.clear()
+            dry = DryRun.of(self.model, key[0])
+            self._locations[key] = self.find(dry) if self.layer is None else layers.locate(dry, self.layer)
+        return self._locations[key]

@@ -1,5 +1,6 @@
 """Names and modules, and the layer that a map is made at when nobody names one."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -20,9 +21,18 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {
     "sigmoid": nn.Sigmoid,
     "tanh": nn.Tanh,
 }
+#: Poolings, by what they take of each channel.
+POOLINGS = {"mean": "avg", "amax": "max"} | {
+    f"{adaptive}{kind}_pool{d}d": kind
+    for adaptive in ("", "adaptive_")
+    for kind in ("avg", "max")
+    for d in (1, 2, 3)
+}
+#: What changes the shape only.
+RESHAPES = {"flatten", "view", "reshape", "squeeze", "unsqueeze", "permute", "transpose", "contiguous"}
+CONVOLUTIONS = {"conv1d", "conv2d", "conv3d"}
 _ATTENTION = {"multi_head_attention_forward", "scaled_dot_product_attention"}
-_CONVOLUTIONS = {"conv1d", "conv2d", "conv3d"}
-_POOLINGS = {f"{kind}_pool{d}d" for kind in ("max", "avg", "adaptive_max", "adaptive_avg") for d in (1, 2, 3)}
+_PRODUCTS = {"matmul", "__matmul__", "bmm", "einsum"}
 
 
 @dataclass(frozen=True)
@@ -53,8 +63,10 @@ class Location:
         name: dotted name of the layer.
         layout: how its output reads as ``(N, C, *spatial)``.
         channels: number of channels.
+        size: its spatial size.
         activations: names of the functions in :data:`ACTIVATIONS` that the forward pass applies to the
             layer's output before anything else, outside any module.
+        value: the layer's output in the dry run.
         after: what the forward pass does with the result, up to the model's output.
         dry: the dry run that tells all this.
     """
@@ -62,7 +74,9 @@ class Location:
     name: str
     layout: Layout
     channels: int
+    size: tuple[int, ...]
     activations: tuple[str, ...]
+    value: int
     after: tuple[Operation, ...]
     dry: DryRun
 
@@ -100,8 +114,7 @@ def list_layers(model: nn.Module, input_shape: Sequence[int] = (3, 224, 224)) ->
             place = locate(dry, name)
         except ValueError:  # no map can be made here, and locate says why
             continue
-        size = place.layout.size(dry.trace.shapes[_only_output(dry.trace, name)])
-        found.append(LayerInfo(name, type(modules[name]).__name__, place.channels, size))
+        found.append(LayerInfo(name, type(modules[name]).__name__, place.channels, place.size))
     return tuple(found)
 
 
@@ -151,86 +164,122 @@ def locate(dry: DryRun, name: str) -> Location:
     Raises:
         ValueError: if it did not run exactly once, or if its output has no spatial size.
     """
-    return _location(dry, name, _only_output(dry.trace, name))
+    values = dry.trace.outputs_of(name)
+    ran_once(name, len(values))
+    if values[0] is None:
+        expected = "a layer whose output is one tensor"
+        raise ValueError(_checks.complaint("layer", expected, f"{name!r}, whose output is not"))
+    return _location(dry, name, values[0])
 
 
-def find(dry: DryRun) -> Location:
-    """The last spatial layer of features: what the model pools, flattens or picks a token from.
+def find_before_pooling(dry: DryRun) -> Location:
+    """The last spatial layer: what the model pools, flattens or picks a token from.
 
-    Walks back from the output to the first value that has a spatial size. Where that is class maps
-    already (SqueezeNet), goes on to what their convolution took in.
+    Walks back from the output to the values that have a spatial size, and takes the one that was made last.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    trace = dry.trace
+    spatial, seen, queue = [], set[int](), [trace.output]
+    while queue:
+        value = queue.pop()
+        if value in seen or value == trace.input or value in trace.parameters:
+            continue
+        seen.add(value)
+        if dry.is_spatial(value):
+            spatial.append(value)
+        elif (operation := trace.producer(value)) is not None:
+            queue.extend(operation.inputs)
+    if not spatial:
+        got = f"{dry.kind}, where nothing is spatial at input {_checks.shape_of(trace.input_shape)}"
+        raise ValueError(_checks.complaint("model", "a model with a spatial layer", got))
+    return _nearest(dry, max(spatial))
+
+
+def find_features(dry: DryRun) -> Location:
+    """The last spatial layer of features.
+
+    It is :func:`find_before_pooling`'s. But where that is class maps already, which are pooled and no more
+    (SqueezeNet), it is what their convolution took in.
 
     Raises:
         ValueError: if there is none.
     """
     place = find_before_pooling(dry)
     trace = dry.trace
-    (value,) = [v for v in trace.outputs_of(place.name) if v is not None]
-    linear = any(o.name in {"linear", *_CONVOLUTIONS} for o in place.after)
-    if linear or value == trace.output or place.channels not in trace.shapes[trace.output][1:]:
+    only_pools = all(o.name in POOLINGS.keys() | RESHAPES | ACTIVATIONS.keys() for o in place.after)
+    if not place.after or not only_pools:
         return place
-    operation = trace.producer(value)
+    operation = trace.producer(place.after[0].inputs[0])
     while operation is not None and operation.name in ACTIVATIONS:
         operation = trace.producer(operation.inputs[0])
-    if operation is None or operation.name not in _CONVOLUTIONS:
+    if operation is None or operation.name not in CONVOLUTIONS:
         return place
     return _nearest(dry, operation.inputs[0])
-
-
-def find_before_pooling(dry: DryRun) -> Location:
-    """The last spatial layer, of features or of class maps.
-
-    Raises:
-        ValueError: if there is none.
-    """
-    trace = dry.trace
-    for value in trace.ancestors(trace.output):
-        if value not in (trace.input, *trace.parameters) and dry.is_spatial(value):
-            return _nearest(dry, value)
-    got = f"{dry.kind}, where nothing is spatial at input {_checks.shape_of(trace.input_shape)}"
-    raise ValueError(_checks.complaint("model", "a model with a spatial layer", got))
 
 
 def find_for_gradient(dry: DryRun) -> Location:
     """The last spatial layer of which every position reaches the output.
 
-    That is :func:`find`'s, but for models that read one token only: nothing of the others reaches the
-    output after the last attention, so it is what that attention takes in.
+    It is :func:`find_features`'. But of models that read one token only nothing of the others reaches the
+    output after the last attention; there it is what that attention takes in.
 
     Raises:
         ValueError: if there is none.
     """
-    place = find(dry)
+    place = find_features(dry)
     trace = dry.trace
-    picks_token = place.after and place.after[0].name in ("__getitem__", "select")
-    if place.layout.grid is None or not picks_token:
+    if place.layout.grid is None or not place.after:
         return place
-    value = place.after[0].inputs[0]
+    (first, *_), shapes = place.after, trace.shapes
+    value = first.inputs[0]
+    if math.prod(shapes[first.outputs[0]]) != shapes[value][0] * place.channels:  # more than one token
+        return place
     above = set(trace.ancestors(value))
-    attention = [o for o in trace.operations if o.name in _ATTENTION and above & set(o.outputs)]
-    if not attention:
-        return place
-    query_key_value = [set(trace.ancestors(v)) for v in attention[-1].inputs]
-    common = set[int].intersection(*(a for a in query_key_value if trace.input in a))
-    for source in sorted(common, reverse=True):
-        if trace.shapes[source] == trace.shapes[value] and trace.layer_of(source) is not None:
-            return _nearest(dry, source)
+    for operation in reversed(trace.operations):
+        if above.isdisjoint(operation.outputs) or not _is_attention(trace, operation):
+            continue
+        sources = [set(trace.ancestors(v)) for v in operation.inputs]
+        common = set[int].intersection(*(s for s in sources if trace.input in s))
+        for source in sorted(common, reverse=True):
+            if shapes[source] == shapes[value] and trace.layer_of(source) is not None:
+                return _nearest(dry, source)
     return place
 
 
-def _nearest(dry: DryRun, value: int) -> Location:
-    """The location whose layer's output, perhaps through element-wise functions, is ``value``.
+def _is_attention(trace: Trace, operation: Operation) -> bool:
+    """Whether it is attention, or the product of a softmax with the values."""
+    if operation.name in _ATTENTION:
+        return True
+    if operation.name not in _PRODUCTS:
+        return False
+    made_by = [trace.producer(v) for v in operation.inputs]
+    # Perhaps through a cast or a change of shape.
+    for maker in made_by:
+        for _ in range(3):
+            if maker is None or maker.name in ("softmax", "_safe_softmax"):
+                break
+            maker = trace.producer(maker.inputs[0]) if len(maker.inputs) == 1 else None
+        if maker is not None and "softmax" in maker.name:
+            return True
+    return False
 
-    Poolings that keep a spatial size (``F.max_pool2d`` between two layers) are left to what follows.
+
+def _nearest(dry: DryRun, value: int) -> Location:
+    """The location from whose layer's output ``value`` is made by element-wise functions alone.
+
+    What pools, reshapes or picks along the way (``F.max_pool2d`` between two layers, a mean over one
+    side) is left to what follows the layer.
     """
     trace, start = dry.trace, value
     activations: list[str] = []
     while True:
         name = trace.layer_of(value)
-        if name is not None and trace.outputs_of(name) == [value]:
+        if name is not None and trace.outputs_of(name) == [value] and dry.layout(value) is not None:
             return _location(dry, name, value, tuple(reversed(activations)))
         operation = trace.producer(value)
-        if operation is None or not (_is_plain(operation) or operation.name in _POOLINGS):
+        if operation is None or not _leads_on(operation):
             by = f"by {operation.name!r}" if operation else "before any layer"
             raise ValueError(
                 _checks.complaint(
@@ -245,18 +294,10 @@ def _nearest(dry: DryRun, value: int) -> Location:
         value = operation.inputs[0]
 
 
-def _is_plain(operation: Operation) -> bool:
-    """Whether it is one of ACTIVATIONS, without an argument that changes what it computes."""
-    return operation.name in ACTIVATIONS and set(operation.kwargs) <= {"input", "inplace"}
-
-
-def _only_output(trace: Trace, name: str) -> int:
-    values = trace.outputs_of(name)
-    ran_once(name, len(values))
-    if values[0] is None:
-        expected = "a layer whose output is one tensor"
-        raise ValueError(_checks.complaint("layer", expected, f"{name!r}, whose output is not"))
-    return values[0]
+def _leads_on(operation: Operation) -> bool:
+    if operation.name in ACTIVATIONS:  # without an argument that changes what it computes
+        return set(operation.kwargs) <= {"input", "inplace"}
+    return operation.name in POOLINGS.keys() | RESHAPES | {"__getitem__"}
 
 
 def _location(dry: DryRun, name: str, value: int, activations: tuple[str, ...] = ()) -> Location:
@@ -272,8 +313,12 @@ def _location(dry: DryRun, name: str, value: int, activations: tuple[str, ...] =
                 "camkit.list_layers lists those that have one",
             )
         )
+    if shape[0] != trace.input_shape[0]:
+        got = f"{name!r}, which gives {shape[0]} for {trace.input_shape[0]} images"
+        raise ValueError(_checks.complaint("layer", "a layer with one row per image", got))
     after = trace.between(value, trace.output)
     for function in activations:
         if after and after[0].name == function:
             after = after[1:]
-    return Location(name, layout, shape[layout.channel_dim], activations, tuple(after), dry)
+    size = layout.size(shape)
+    return Location(name, layout, shape[layout.channel_dim], size, activations, value, tuple(after), dry)

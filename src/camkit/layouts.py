@@ -18,13 +18,15 @@ class Layout:
 
     Attributes:
         channel_dim: the dimension of the channels: 1 (NCHW) or -1 (NHWC, tokens).
-        grid: for tokens ``(N, L, C)``, the grid that the last ``L - prefix`` tokens form.
-        prefix: for tokens, how many come before the grid (class and register tokens).
+        grid: for tokens ``(N, L, C)``, the grid that they form, row by row.
+        prefix: how many tokens come before the grid (class and register tokens).
+        suffix: how many come after it.
     """
 
     channel_dim: int = 1
     grid: tuple[int, ...] | None = None
     prefix: int = 0
+    suffix: int = 0
 
     def size(self, shape: Sequence[int]) -> tuple[int, ...]:
         """The spatial size of an output of ``shape``."""
@@ -41,58 +43,45 @@ class Layout:
         """
         if self.grid is None:
             return activation.movedim(self.channel_dim, 1)
-        tokens = self.prefix + math.prod(self.grid)
-        if activation.shape[1] != tokens:
-            raise ValueError(
-                complaint(
-                    "tokens",
-                    f"{tokens} ({self.prefix} + a grid of {shape_of(self.grid)})",
-                    activation.shape[1],
-                    "the layout was found at another input size",
-                )
-            )
-        patches = activation[:, self.prefix :]
-        return patches.reshape(len(patches), *self.grid, -1).movedim(-1, 1)
+        patches = math.prod(self.grid)
+        if activation.shape[1] != self.prefix + patches + self.suffix:
+            expected = f"{self.prefix} + {shape_of(self.grid)} + {self.suffix}"
+            hint = "the layout was found at another input size"
+            raise ValueError(complaint("tokens", expected, activation.shape[1], hint))
+        grid = activation[:, self.prefix : self.prefix + patches]
+        return grid.reshape(len(grid), *self.grid, -1).movedim(-1, 1)
 
 
 def infer_layout(
     shape: Sequence[int],
     input_shape: Sequence[int],
-    larger: tuple[Sequence[int], Sequence[int]] | None = None,
+    larger: Sequence[int] | None = None,
 ) -> Layout | None:
-    """The layout of an output of ``shape`` for an input of ``input_shape``; ``None`` if not spatial.
+    """The layout of an output that has as many dimensions as its input; ``None`` if it is not spatial.
 
-    With ``larger``, the pair (shape, input shape) of a second run at another size, the dimensions that
-    changed are the spatial ones. Without it, or where none changed, the spatial dimensions are those
-    with the proportions of the input.
+    Args:
+        shape: the output's shape.
+        input_shape: the shape of the input that gave it.
+        larger: the output's shape for a larger input. The dimensions that changed are the spatial ones;
+            without it, or where none changed, those with the proportions of the input are.
 
     Raises:
         ValueError: if the shape can be read in two ways.
     """
+    if len(shape) != len(input_shape):
+        return None
+    if larger is not None:
+        changed = [d for d, (a, b) in enumerate(zip(shape, larger, strict=True)) if a != b]
+        if changed == list(range(2, len(shape))):
+            return Layout(1)
+        if changed == list(range(1, len(shape) - 1)):
+            return Layout(-1)
+        if changed:
+            return None
     size = tuple(input_shape[2:])
-    if len(shape) == len(size) + 2:
-        if larger is not None:
-            changed = [d for d, (a, b) in enumerate(zip(shape, larger[0], strict=True)) if a != b]
-            if changed == list(range(2, len(shape))):
-                return Layout(1)
-            if changed == list(range(1, len(shape) - 1)):
-                return Layout(-1)
-        return _by_proportion(tuple(shape), size)
-    if len(shape) == 3 and len(size) == 2:
-        layout = _tokens(shape[1], size)
-        if layout is not None and larger is not None:
-            again = _tokens(larger[0][1], tuple(larger[1][2:]))
-            if larger[0][1] != shape[1] and (again is None or again.prefix != layout.prefix):
-                return None
-        return layout
-    return None
-
-
-def _by_proportion(shape: tuple[int, ...], size: tuple[int, ...]) -> Layout | None:
-    first, last = shape[2:], shape[1:-1]
     plausible = [
         channel_dim
-        for channel_dim, spatial in ((1, first), (-1, last))
+        for channel_dim, spatial in ((1, tuple(shape[2:])), (-1, tuple(shape[1:-1])))
         if math.prod(spatial) > 1 and _proportional(spatial, size)
     ]
     if len(plausible) == 2:
@@ -108,21 +97,8 @@ def _by_proportion(shape: tuple[int, ...], size: tuple[int, ...]) -> Layout | No
 
 def _proportional(spatial: tuple[int, ...], size: tuple[int, ...]) -> bool:
     """Whether one stride explains every side, up to the rounding of a side by one position."""
-    lower = max(s / (n + 1) for n, s in zip(spatial, size, strict=True))
-    upper = min(s / max(n - 1, 0.5) for n, s in zip(spatial, size, strict=True))
     if len(set(size)) == 1:
         return len(set(spatial)) == 1
+    lower = max(s / (n + 1) for n, s in zip(spatial, size, strict=True))
+    upper = min(s / max(n - 1, 0.5) for n, s in zip(spatial, size, strict=True))
     return lower <= upper and max(spatial) <= max(size)
-
-
-def _tokens(length: int, size: tuple[int, ...]) -> Layout | None:
-    """The finest grid of whole patches that ``length`` tokens can hold; the rest come before it."""
-    for patch in range(1, min(size) + 1):
-        if any(s % patch for s in size):
-            continue
-        grid = tuple(s // patch for s in size)
-        prefix = length - math.prod(grid)
-        if prefix >= 0:
-            # A class token and a few registers come first; more than 16 is no grid of patches.
-            return Layout(-1, grid, prefix) if math.prod(grid) > 1 and prefix <= 16 else None
-    return None

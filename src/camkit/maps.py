@@ -21,7 +21,7 @@ def normalize(maps: torch.Tensor, dims: int = 2) -> torch.Tensor:
         The same shape and type, in [0, 1].
 
     Raises:
-        ValueError: if a map holds NaN or infinity.
+        ValueError: if a map holds NaN or infinity, or has too few dimensions.
 
     Example:
         >>> import camkit, torch
@@ -29,12 +29,18 @@ def normalize(maps: torch.Tensor, dims: int = 2) -> torch.Tensor:
         tensor([[0.0000, 0.2500],
                 [0.5000, 1.0000]])
     """
+    _checks.tensor("maps", maps)
+    if maps.ndim < dims or not maps.is_floating_point():
+        got = f"{maps.dtype}, {_checks.shape_of(maps)}"
+        raise ValueError(_checks.complaint("maps", f"floats with {dims} spatial dimensions", got))
     if not torch.isfinite(maps).all():
         raise ValueError(_checks.complaint("maps", "finite values", "NaN or infinity"))
     axes = tuple(range(-dims, 0))
-    low = maps.amin(axes, keepdim=True)
-    span = maps.amax(axes, keepdim=True) - low
-    return torch.where(span > 0, (maps - low) / torch.where(span > 0, span, 1), 0).clamp(0, 1)
+    # In half precision the span of large values would overflow.
+    wide = maps if maps.dtype == torch.float64 else maps.float()
+    low = wide.amin(axes, keepdim=True)
+    span = wide.amax(axes, keepdim=True) - low
+    return torch.where(span > 0, (wide - low) / torch.where(span > 0, span, 1), 0).clamp(0, 1).to(maps)
 
 
 def resize(maps: torch.Tensor, size: Sequence[int]) -> torch.Tensor:

@@ -55,7 +55,9 @@ def overlay(
         (32, 24)
     """
     pixels = _to_pixels(image)
-    heatmap = torch.as_tensor(heatmap)
+    if isinstance(heatmap, np.ndarray):
+        heatmap = torch.from_numpy(np.array(heatmap))  # a copy: torch reads no flipped or locked arrays
+    _checks.tensor("heatmap", heatmap)
     if heatmap.ndim != 2:
         hint = "give one map, such as explanation.heatmaps()[0]"
         expected = "shape (h, w)"
@@ -94,6 +96,7 @@ def blend(
         >>> camkit.blend(torch.rand(2, 3, 8, 8), torch.rand(2, 8, 8)).shape
         torch.Size([2, 3, 8, 8])
     """
+    _checks.tensor("images", images)
     if not 0 <= alpha <= 1:
         raise ValueError(_checks.complaint("alpha", "a number in [0, 1]", repr(alpha)))
     if not images.is_floating_point():
@@ -106,7 +109,7 @@ def blend(
     if colours.shape[-2:] != images.shape[-2:]:
         expected = f"the images' size, {_checks.shape_of(images.shape[-2:])}"
         raise ValueError(_checks.complaint("heatmaps", expected, _checks.shape_of(heatmaps.shape[-2:])))
-    return (1 - alpha) * images + alpha * colours
+    return ((1 - alpha) * images + alpha * colours).clamp(0, 1)
 
 
 def colorize(heatmaps: torch.Tensor, colormap: str = "jet") -> torch.Tensor:
@@ -122,7 +125,11 @@ def colorize(heatmaps: torch.Tensor, colormap: str = "jet") -> torch.Tensor:
     Raises:
         ValueError: for NaN or values out of [0, 1], or an unknown colour map.
     """
+    _checks.tensor("heatmaps", heatmaps)
     _checks.one_of("colormap", colormap, TABLES)
+    if heatmaps.ndim < 2:
+        got = _checks.shape_of(heatmaps) or "a number"
+        raise ValueError(_checks.complaint("heatmaps", "shape (..., H, W)", got))
     _in_unit_range("heatmaps", heatmaps, "camkit.normalize brings raw maps there")
     # 256 equal bins, the last of which holds 1.
     index = (heatmaps.float() * 256).long().clamp(max=255)
@@ -149,6 +156,7 @@ def denormalize(
 
     Raises:
         ValueError: if the number of channels is another.
+        TypeError: for images that are not floats.
 
     Example:
         >>> import camkit, torch
@@ -157,6 +165,9 @@ def denormalize(
         >>> camkit.denormalize(x, ResNet18_Weights.DEFAULT.transforms()).shape
         torch.Size([1, 3, 224, 224])
     """
+    _checks.tensor("images", images)
+    if not images.is_floating_point():
+        raise TypeError(_checks.complaint("images", "normalised floats", images.dtype))
     if preset is not None:
         mean, std = preset.mean, preset.std
     if images.ndim < 3 or images.shape[-3] not in (len(mean), len(std)) or len(mean) != len(std):
@@ -265,8 +276,9 @@ def _to_pixels(image: ImageLike) -> np.ndarray[Any, np.dtype[np.uint8]]:
     if isinstance(image, Image.Image):
         if image.mode.startswith("I;16"):  # convert() would clip 16 bits to 8
             image = Image.fromarray((np.asarray(image) // 257).astype(np.uint8))
-        transparent = "A" in image.getbands() or "transparency" in image.info
-        return np.asarray(image.convert("RGBA" if transparent else "RGB"))
+        if image.mode in ("I", "F"):  # no range is agreed on for these: read as arrays are
+            return _to_pixels(np.asarray(image))
+        return np.asarray(image.convert("RGBA" if image.has_transparency_data else "RGB"))
     array: np.ndarray[Any, Any]
     if isinstance(image, torch.Tensor):
         tensor = image.detach().cpu()

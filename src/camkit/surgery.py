@@ -1,6 +1,7 @@
 """Head surgery: any backbone becomes trunk -> global pooling -> one linear layer, whose CAM is exact."""
 
 import copy
+import itertools
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -41,7 +42,9 @@ class CAMNet(nn.Module):
         self.head = head
         self.layer = layer
         self.frozen = frozen
-        trunk.get_submodule(layer).register_forward_hook(_Capture())
+        self._capture = _Capture()
+        # First in line: it takes what the layer gives, and not what other hooks make of that.
+        trunk.get_submodule(layer).register_forward_hook(self._capture, prepend=True)
         if frozen:
             trunk.requires_grad_(False)
 
@@ -74,7 +77,7 @@ class CAMNet(nn.Module):
         return self
 
     def unfreeze(self) -> Self:
-        """Lets all of the network train."""
+        """Lets all of the network train, in the mode that it is in."""
         self.frozen = False
         self.trunk.requires_grad_(True)
         return self.train(self.training)
@@ -85,9 +88,7 @@ class CAMNet(nn.Module):
 
     def _activation(self, x: torch.Tensor) -> torch.Tensor:
         self.trunk(x)
-        activation: torch.Tensor = _captured.activation
-        _captured.activation = None
-        return activation
+        return _captured.activations.pop(self._capture.key)
 
 
 class CAMHead(nn.Module):
@@ -134,8 +135,9 @@ def attach_gap_head(
     Args:
         model: any module that takes images: torchvision's classifiers, transformers included, or your own.
         num_classes: number of classes of the new linear layer.
-        layer: where the trunk ends, by name or as the module; by default the last spatial layer. An earlier
-            one gives a finer map: ``"features.29"`` of VGG16 has 14 x 14 positions, not 7 x 7.
+        layer: where the trunk ends, by name or as the module: its output, without a function that the model
+            applies to it afterwards. By default the last spatial layer, with such a function (DenseNet's
+            ReLU). An earlier one gives a finer map: VGG16's ``"features.29"`` has 14 x 14 positions.
         pooling: ``"avg"`` (Zhou et al.) or ``"max"`` (Oquab et al., CVPR 2015).
         conv_channels: if given, a new 3 x 3 convolution with so many channels and a ReLU come before the
             pooling, as in the networks that Zhou et al. released (1,024).
@@ -169,7 +171,7 @@ def attach_gap_head(
         _checks.positive("conv_channels", conv_channels)
     name = None if layer is None else layers.name_of(model, layer)
     dry = DryRun.of(model, (2, *input_shape))
-    place = layers.find(dry) if name is None else layers.locate(dry, name)
+    place = layers.find_features(dry) if name is None else layers.locate(dry, name)
     head = _head(model, place, num_classes, pooling, conv_channels)
     net = CAMNet(_trunk(model, place), head, place.name, frozen=freeze)
     return net.train(model.training)
@@ -210,48 +212,80 @@ class _ChannelsFirst(nn.Module):
         return str(self.layout)
 
 
-# What the trunk's layer gave in this thread's pass. Of a thread, so that threads can share a network, and
-# not of the network, so that it can be copied, pickled and compiled.
-_captured = threading.local()
+class _Captured(threading.local):
+    """What the trunks' layers gave in this thread's passes, by the key of their hook.
+
+    Of a thread, so that threads can share a network, and not of the network, so that it can be copied,
+    pickled and compiled.
+    """
+
+    def __init__(self) -> None:
+        self.activations: dict[int, torch.Tensor] = {}
+
+
+_captured = _Captured()
+_keys = itertools.count()
 
 
 class _Capture:
     """A hook that takes the layer's output; what is left of the trunk runs on a copy, which nobody reads."""
 
+    def __init__(self) -> None:
+        self.key = next(_keys)
+
     def __call__(self, module: nn.Module, args: object, output: torch.Tensor) -> torch.Tensor:
-        _captured.activation = output
+        _captured.activations[self.key] = output
         return output.detach().clone()
 
 
 def _trunk(model: nn.Module, place: Location) -> nn.Module:
-    """A copy of the model in which the modules that run only after the layer are identities."""
+    """A copy of the model in which the modules that run only after the layer are identities.
+
+    Raises:
+        TypeError: if the model cannot be copied.
+    """
+    trace = place.dry.trace
     parts = place.name.split(".")
     ancestors = [".".join(parts[:depth]) for depth in range(len(parts))]
     # Where an identity does not fit (an attention with three inputs), the layer's own block stays whole.
-    while ancestors:
-        trunk = _without(model, _run_after(model, place, ancestors))
+    while True:
+        trunk = _copy(model, _run_after(model, place, ancestors))
         try:
-            record(trunk, place.dry.trace.input_shape)
+            again = record(trunk, trace.input_shape, place.dry.device)
+            (same,) = again.outputs_of(place.name)
         except Exception:
-            ancestors.pop()
-        else:
+            same = None
+        if same is not None and again.history(same) == trace.history(place.value):
             return trunk
-    return copy.deepcopy(model)
+        if not ancestors:
+            expected = "a model whose copy does what it does"
+            raise ValueError(_checks.complaint("model", expected, place.dry.kind))
+        ancestors.pop()
 
 
 def _run_after(model: nn.Module, place: Location, ancestors: Sequence[str]) -> list[nn.Module]:
-    """The children of these modules that do not start before the layer ends."""
+    """The children of these modules that take no part in what the layer gives."""
     trace = place.dry.trace
     end = [name for name, _ in trace.calls].index(place.name)
-    after = []
+    # What started before the layer ended, and what has a parameter in its output without ever being called.
+    alive = {name for name, ended in trace.started.items() if ended <= end}
+    alive |= {trace.parameters[v] for v in trace.ancestors(place.value) if v in trace.parameters}
+    dead = []
     for ancestor in ancestors:
         for child, module in model.get_submodule(ancestor).named_children():
             name = f"{ancestor}.{child}" if ancestor else child
-            if trace.started.get(name, end + 1) > end:
-                after.append(module)
-    return after
+            if not any(a == name or a.startswith(f"{name}.") for a in alive):
+                # A list is never called: it stays, with identities in it.
+                is_list = isinstance(module, nn.ModuleList | nn.ModuleDict)
+                dead += list(module.children()) if is_list else [module]
+    return dead
 
 
-def _without(model: nn.Module, dead: Sequence[nn.Module]) -> nn.Module:
+def _copy(model: nn.Module, dead: Sequence[nn.Module]) -> nn.Module:
     """A deep copy with identities in the place of ``dead``, which is not copied."""
-    return copy.deepcopy(model, memo={id(module): nn.Identity() for module in dead})
+    try:
+        return copy.deepcopy(model, memo={id(module): nn.Identity() for module in dead})
+    except Exception as error:
+        expected = "a model that copy.deepcopy can copy"
+        got = f"{type(model).__name__} ({type(error).__name__}: {error})"
+        raise TypeError(_checks.complaint("model", expected, got)) from error

@@ -58,11 +58,12 @@ def class_indices(target: Target, output: object) -> torch.Tensor:
         raise ValueError(_checks.complaint("target", expected, _checks.shape_of(indices)))
     if indices.is_floating_point() or indices.is_complex() or indices.dtype == torch.bool:
         raise TypeError(_checks.complaint("target", "integers", indices.dtype))
+    indices = indices.to(output.device, torch.long)
     wrong = indices[(indices < 0) | (indices >= classes)]
     if len(wrong):
         expected = f"a class index in [0, {classes})"
         raise ValueError(_checks.complaint("target", expected, wrong[0].item()))
-    return indices.to(output.device, torch.long)
+    return indices
 
 
 def scores(target: Target, output: Any, count: int) -> tuple[torch.Tensor, Any]:

@@ -1,10 +1,11 @@
-"""A dry run: one forward pass on the meta device, recorded operation by operation.
+"""A dry run: one forward pass, recorded operation by operation, of a stand-in for the model.
 
-Nothing is computed and the model is not touched: what runs is a :func:`skeleton`, whose modules are new
-objects that share everything with the model's but hold shapes instead of numbers.
+What runs is a :func:`skeleton`, whose modules are new objects: nothing in the model changes. On the meta
+device its tensors are shapes without numbers, and nothing is computed.
 """
 
 import types
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -41,7 +42,7 @@ class Trace:
         calls: each call of a module as (name, value of its output), in the order of their ends; the value
             is ``None`` where the output is not one tensor.
         started: for each module that ran, how many calls had ended when it first started.
-        parameters: the names of the parameters that are values.
+        parameters: the names of the parameters and buffers that are values.
         input: the value of the model's input.
         output: the value of the model's output; of its first tensor, if there are several.
     """
@@ -81,6 +82,11 @@ class Trace:
                 ways.append(operation)
         return ways
 
+    def history(self, value: int) -> list[str]:
+        """What was done to make ``value``, in order: the names of the operations."""
+        needed = set(self.ancestors(value))
+        return [o.name for o in self.operations if needed.intersection(o.outputs)]
+
     def layer_of(self, value: int) -> str | None:
         """The module whose output ``value`` is: the outermost, and of those the first to end."""
         names = [name for name, output in self.calls if output == value and name]
@@ -98,22 +104,27 @@ class Trace:
         self._producers.update(dict.fromkeys(operation.outputs, operation))
 
 
-def record(model: nn.Module, input_shape: Sequence[int], dtype: torch.dtype | None = None) -> Trace:
-    """Runs ``model`` in evaluation mode on a meta tensor of ``input_shape`` and records the run.
+def record(model: nn.Module, input_shape: Sequence[int], device: str | None = "meta") -> Trace:
+    """Runs a skeleton of ``model`` in evaluation mode on an input of ``input_shape`` and records the run.
+
+    Args:
+        model: any module.
+        input_shape: shape of the input with its batch.
+        device: ``"meta"``, or ``None`` to run with the model's own numbers, where shapes are not enough.
 
     Raises:
         Exception: whatever the model's forward pass raises on such an input.
     """
-    if dtype is None:
-        floats = (p.dtype for p in model.parameters() if p.is_floating_point())
-        dtype = next(floats, torch.get_default_dtype())
+    floats = [p for p in model.parameters() if p.is_floating_point()]
+    like = floats[0] if floats else torch.empty(0)
     # Out of the caller's inference mode: its tensors do not say when they are changed in place.
-    with torch.inference_mode(False), torch.no_grad():
-        copy = skeleton(model)
-        x = torch.empty(tuple(input_shape), dtype=dtype, device="meta")
+    with torch.inference_mode(False), torch.no_grad(), torch.random.fork_rng([]):
+        copy = skeleton(model, device)
+        x = torch.rand(tuple(input_shape), dtype=like.dtype, device=device or like.device)
         recorder = _Recorder(Trace(tuple(input_shape)), copy)
         recorder.trace.input = recorder.value(x)
-        with recorder:
+        # What the model makes for itself while it runs belongs on the same device.
+        with torch.device(x.device), recorder:
             output = copy(x)
     tensors = list(tensors_in(output))
     if not tensors:
@@ -129,8 +140,8 @@ class _Recorder(TorchFunctionMode):
         self.alive: list[torch.Tensor] = []  # so that no id is used twice
         self.values: dict[int, int] = {}
         self.stack: list[str] = [""]
-        for name, parameter in copy.named_parameters():
-            trace.parameters[self.value(parameter)] = name
+        for name, tensor in (*copy.named_parameters(), *copy.named_buffers()):
+            trace.parameters[self.value(tensor)] = name
         for name, module in copy.named_modules(remove_duplicate=False):
             # First in line, so that what a user's hook puts in the output's place comes later.
             module.register_forward_pre_hook(self._enter(name), prepend=True)
@@ -166,15 +177,13 @@ class _Recorder(TorchFunctionMode):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         kwargs = kwargs or {}
-        given = list(tensors_in((args, kwargs)))
-        before = {id(tensor): (tensor._version, self.value(tensor)) for tensor in given}
+        given = {id(tensor): tensor for tensor in tensors_in((args, kwargs))}
+        before = {key: (tensor._version, self.value(tensor)) for key, tensor in given.items()}
         result = func(*args, **kwargs)
-        made = [
-            tensor
-            for tensor in tensors_in(result)
-            # What comes back as it went in (dropout in evaluation, contiguous) is no new value.
-            if id(tensor) not in before or tensor._version != before[id(tensor)][0]
-        ]
+        # What comes back as it went in (dropout in evaluation, contiguous) is no new value; what was
+        # changed in place is one, even if it does not come back (x[i] = y).
+        after = {id(tensor): tensor for tensor in tensors_in(result)} | given
+        made = [t for key, t in after.items() if key not in before or t._version != before[key][0]]
         if made:
             name = getattr(func, "__name__", str(func))
             if name == "__get__":  # tensor.mT and the like
@@ -185,11 +194,16 @@ class _Recorder(TorchFunctionMode):
         return result
 
 
-def skeleton(model: nn.Module) -> nn.Module:
-    """A copy of the model's structure in evaluation mode, its tensors on the meta device.
+def skeleton(model: nn.Module, device: str | None = "meta") -> nn.Module:
+    """A stand-in for a model: its modules anew, in evaluation mode.
 
-    Modules are new objects; what is neither a module nor a tensor is shared with the model, so that this
-    costs no memory and works where ``copy.deepcopy`` does not.
+    What is neither a module nor a tensor is shared with the model, so that this works where
+    ``copy.deepcopy`` does not. Hooks come along only if they are torch's or camkit's: a user's would fire
+    for a pass that nobody made.
+
+    Args:
+        model: any module.
+        device: where its tensors are: ``"meta"``, or ``None`` to share its parameters and copy its buffers.
     """
     made: dict[int, Any] = {}
 
@@ -199,19 +213,24 @@ def skeleton(model: nn.Module) -> nn.Module:
         if isinstance(value, nn.Module):
             made[id(value)] = module = object.__new__(type(value))
             for key, attribute in vars(value).items():
-                vars(module)[key] = rebuild(attribute)
+                if key in ("_forward_hooks", "_forward_pre_hooks"):
+                    own = ((number, hook) for number, hook in attribute.items() if _is_own(hook))
+                    vars(module)[key] = OrderedDict(own)
+                else:
+                    vars(module)[key] = rebuild(attribute)
             vars(module)["training"] = False
             return module
         if isinstance(value, torch.Tensor):
-            meta = torch.empty_like(value.detach(), device="meta")
+            if device is None:
+                return value if isinstance(value, nn.Parameter) else value.detach().clone()
+            made[id(value)] = tensor = torch.empty_like(value.detach(), device=device)
             if isinstance(value, nn.Parameter):
-                meta = nn.Parameter(meta, requires_grad=value.requires_grad)
-            made[id(value)] = meta
-            return meta
+                made[id(value)] = tensor = nn.Parameter(tensor, requires_grad=value.requires_grad)
+            return tensor
         if isinstance(value, types.MethodType) and isinstance(value.__self__, nn.Module):
             return types.MethodType(value.__func__, rebuild(value.__self__))
         if isinstance(value, dict):
-            new = value.copy()
+            made[id(value)] = new = value.copy()
             new.update((key, rebuild(item)) for key, item in value.items())
             return new
         if type(value) in (list, tuple):
@@ -220,3 +239,7 @@ def skeleton(model: nn.Module) -> nn.Module:
 
     copy: nn.Module = rebuild(model)
     return copy
+
+
+def _is_own(hook: object) -> bool:
+    return (getattr(hook, "__module__", None) or "").split(".")[0] in ("torch", "camkit")

@@ -1,25 +1,19 @@
 """CAM: exact class activation maps of networks that pool and then are linear."""
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
 
 from camkit import _checks, layers
+from camkit._nested import tensors_in
 from camkit.dryrun import DryRun
 from camkit.evidence import Evidence
 from camkit.explainer import Explainer
 from camkit.layers import Location
-from camkit.trace import Operation
-
-_POOLINGS = {
-    "mean": "avg",
-    "amax": "max",
-    **{f"{a}{kind}_pool{d}d": kind for a in ("", "adaptive_") for kind in ("avg", "max") for d in (1, 2, 3)},
-}
-_RESHAPES = {"flatten", "view", "reshape", "squeeze", "permute", "transpose", "contiguous"}
-_LINEAR = {"linear", "conv1d", "conv2d", "conv3d"}
+from camkit.trace import Operation, Trace
 
 
 class CAM(Explainer):
@@ -89,28 +83,33 @@ class _Head:
     """A head that is linear in the pooled activation, by the names of its parameters."""
 
     pooling: str
-    linear: tuple[str, ...] = ()
-    norm: tuple[str, ...] | None = None
+    weight: str | None = None
+    bias: str | None = None
+    norm: Mapping[str, str] | None = None
     eps: float = 0.0
 
     def weights_and_bias(
         self, model: nn.Module, pooled: torch.Tensor, target: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """What multiplies each channel, ``(N, K, C)``, and what is added, ``(N, K)``."""
+
+        def parameter(name: str) -> torch.Tensor:
+            return model.get_parameter(name).detach().to(pooled)
+
         classes = target.reshape(len(pooled), -1)
-        if not self.linear:
+        if self.weight is None:
             identity = torch.eye(pooled.shape[1], dtype=pooled.dtype, device=pooled.device)
             return identity[classes], pooled.new_zeros(classes.shape)
-        weight, *bias = (model.get_parameter(name).detach().to(pooled) for name in self.linear)
-        weights = weight.flatten(1)[classes]
-        offset = bias[0][classes] if bias else pooled.new_zeros(classes.shape)
+        weights = parameter(self.weight).flatten(1)[classes]
+        bias = parameter(self.bias)[classes] if self.bias else pooled.new_zeros(classes.shape)
         if self.norm is None:
-            return weights, offset
-        gamma, beta = (model.get_parameter(name).detach().to(pooled) for name in self.norm)
-        offset = offset + weights @ beta
-        weights = weights * gamma
+            return weights, bias
+        if "bias" in self.norm:
+            bias = bias + weights @ parameter(self.norm["bias"])
+        if "weight" in self.norm:
+            weights = weights * parameter(self.norm["weight"])
         sigma = (pooled.var(1, correction=0) + self.eps).sqrt()
-        return (weights - weights.mean(2, keepdim=True)) / sigma[:, None, None], offset
+        return (weights - weights.mean(2, keepdim=True)) / sigma[:, None, None], bias
 
 
 def _read_head(location: Location) -> _Head:
@@ -120,32 +119,53 @@ def _read_head(location: Location) -> _Head:
         ValueError: if it is not linear in the pooled activation.
     """
     trace = location.dry.trace
-    pooling, norm, eps = None, None, 0.0
-    linear: tuple[str, ...] = ()
+    pooled = trace.input_shape[0] * location.channels
+    grid = pooled * math.prod(location.size)
+    poolings: set[str] = set()
+    head = _Head("")
     value = location.after[0].inputs[0] if location.after else trace.output
-    vectors = trace.shapes[value][0] * location.channels
     for operation in location.after:
-        parameters = tuple(trace.parameters[v] for v in operation.inputs if v in trace.parameters)
-        data = [v for v in operation.inputs if v not in trace.parameters]
-        made = math.prod(trace.shapes[operation.outputs[0]])
-        if data != [value]:
+        name = operation.name
+        before, made = (math.prod(trace.shapes[v]) for v in (value, operation.outputs[0]))
+        is_vector = bool(poolings) and before == pooled
+        if [v for v in operation.inputs if v not in trace.parameters] != [value]:
             raise ValueError(_in_the_way(location, operation))
-        if operation.name in _RESHAPES and made == math.prod(trace.shapes[value]):
+        if name in layers.RESHAPES | {"__getitem__"} and made == before:
             pass
-        elif pooling is None and operation.name in _POOLINGS and made == vectors:
-            pooling = _POOLINGS[operation.name]
-        elif pooling and not linear and not norm and operation.name == "layer_norm" and len(parameters) == 2:
-            norm = parameters
+        elif name == "__getitem__" and made == grid and not poolings:
+            pass  # only the tokens beside the grid are left out
+        elif name in layers.POOLINGS and not is_vector and (made < before or made == pooled):
+            poolings.add(layers.POOLINGS[name])  # perhaps one side after the other
+        elif name == "layer_norm" and is_vector and head.weight is None and head.norm is None:
             eps = operation.kwargs.get("eps", operation.args[4] if len(operation.args) > 4 else 1e-5)
-        elif pooling and not linear and operation.name in _LINEAR and parameters:
-            linear = parameters
+            head = replace(head, norm=_parameters(trace, operation, start=2), eps=eps)
+        elif is_vector and head.weight is None and (name == "linear" or _is_pointwise(trace, operation)):
+            parameters = _parameters(trace, operation, start=1)
+            head = replace(head, weight=parameters["weight"], bias=parameters.get("bias"))
         else:
             raise ValueError(_in_the_way(location, operation))
         value = operation.outputs[0]
-    if pooling is None or not (linear or location.channels == trace.shapes[value][-1]):
-        got = f"{location.dry.kind}, which has none after {location.name!r}"
-        raise ValueError(_checks.complaint("model", "global pooling and a linear layer", got))
-    return _Head(pooling, linear, norm, eps)
+    if len(poolings) != 1 or not (head.weight or location.channels == trace.shapes[value][-1]):
+        got = f"{location.dry.kind}, which has not both after {location.name!r}"
+        raise ValueError(_checks.complaint("model", "one global pooling and a linear layer", got))
+    return replace(head, pooling=poolings.pop())
+
+
+def _parameters(trace: Trace, operation: Operation, start: int) -> dict[str, str]:
+    """The names of an operation's weight and bias, which stand from position ``start`` on."""
+    tensors = dict.fromkeys(map(id, tensors_in((operation.args, operation.kwargs))))
+    names = dict(zip(tensors, map(trace.parameters.get, operation.inputs), strict=True))
+    given = dict(zip(("weight", "bias"), operation.args[start:], strict=False)) | operation.kwargs
+    found = {role: names.get(id(given.get(role))) for role in ("weight", "bias")}
+    return {role: name for role, name in found.items() if name is not None}
+
+
+def _is_pointwise(trace: Trace, operation: Operation) -> bool:
+    """Whether it is a convolution that is one matrix: 1 x 1, in one group."""
+    if operation.name not in layers.CONVOLUTIONS:
+        return False
+    shapes = [trace.shapes[v] for v in operation.inputs]
+    return len(shapes[1]) > 2 and math.prod(shapes[1][2:]) == 1 and shapes[1][1] == shapes[0][1]
 
 
 def _in_the_way(location: Location, operation: Operation) -> str:
@@ -164,7 +184,7 @@ def _check_exact(evidence: Evidence, summands: torch.Tensor, bias: torch.Tensor)
     predicted = summands.sum(2) + bias
     scale = summands.abs().sum(2) + bias.abs()
     eps = max(torch.finfo(t.dtype).eps for t in (evidence.scores, summands))
-    error = (predicted - evidence.scores).abs()
+    error = (predicted - evidence.scores.reshape(predicted.shape)).abs()
     # Not "error > ...": NaN must not pass for equal where the activation is finite.
     if not (error <= eps**0.5 * scale).all() and torch.isfinite(scale).all():
         raise ValueError(

@@ -24,7 +24,8 @@ class GradCAM(Explainer):
         ValueError: if the model has no such layer.
         TypeError: for a model or a layer of another kind.
 
-    Departs from the paper: nothing.
+    Departs from the paper: nothing. An activation function that the model applies to the layer's output
+    outside any module (DenseNet's last ReLU) counts to what comes after the layer.
 
     Example:
         >>> import camkit, torch, torchvision
