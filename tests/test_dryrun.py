@@ -224,6 +224,22 @@ def test_weight_norm_and_parametrizations() -> None:
     torch.testing.assert_close(camkit.GradCAM(model)(x, 1).maps, cam.maps.relu() / 48)
 
 
+@pytest.mark.parametrize("parametrize", ["weight_norm", "spectral_norm", "orthogonal"])
+def test_a_parametrized_linear_layer(parametrize: str) -> None:
+    model = Model(lambda s, x: s.fc(s.f(x).mean((2, 3)))).double()
+    getattr(torch.nn.utils.parametrizations, parametrize)(model.fc)
+    cam = camkit.CAM(model)(torch.randn(2, 3, 32, 24).double(), 1)
+    torch.testing.assert_close(cam.maps.mean((1, 2)) + model.fc.bias[1], cam.output[:, 1])
+
+
+def test_a_weight_that_nobody_holds() -> None:
+    model = Model(lambda s, x: F.linear(s.f(x).mean((2, 3)), s.fc.weight * 2))
+    with pytest.raises(
+        ValueError, match="^model: expected a linear layer that has its weight, got Model, where ''"
+    ):
+        camkit.CAM(model)(torch.rand(2, 3, 32, 24))
+
+
 def test_another_head_since_the_last_call() -> None:
     model = Model(lambda s, x: s.fc(s.f(x).mean((2, 3))))
     method, x = camkit.CAM(model), torch.rand(2, 3, 32, 24)

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from operator import attrgetter
 
 import torch
 from torch import nn
@@ -61,7 +62,12 @@ class CAM(Explainer):
     def find(self, dry: DryRun) -> Location:
         """The layer before the pooling, if the head is one that CAM can explain."""
         location = layers.find_before_pooling(dry)
-        _read_head(location)
+        module, _, name = (_read_head(location).weight or "").rpartition(".")
+        owner = self.model.get_submodule(module)
+        # Looked up and not read: reading the weight of spectral_norm changes it in training mode.
+        if name and not (name in {**vars(owner), **owner._parameters} or hasattr(type(owner), name)):
+            got = f"{location.dry.kind}, where {module!r} computes it"
+            raise ValueError(_checks.complaint("model", "a linear layer that has its weight", got))
         return location
 
     def map(self, evidence: Evidence) -> torch.Tensor:
@@ -94,7 +100,8 @@ class _Head:
         """What multiplies each channel, ``(N, K, C)``, and what is added, ``(N, K)``."""
 
         def parameter(name: str) -> torch.Tensor:
-            return model.get_parameter(name).detach().to(pooled)
+            found: torch.Tensor = attrgetter(name)(model)  # perhaps computed on reading: weight_norm's is
+            return found.detach().to(pooled)
 
         classes = target.reshape(len(pooled), -1)
         if self.weight is None:
@@ -128,7 +135,7 @@ def _read_head(location: Location) -> _Head:
         name = operation.name
         before, made = (math.prod(trace.shapes[v]) for v in (value, operation.outputs[0]))
         is_vector = bool(poolings) and before == pooled
-        if [v for v in operation.inputs if v not in trace.parameters] != [value]:
+        if [v for v in operation.inputs if trace.input in trace.ancestors(v)] != [value]:
             raise ValueError(_in_the_way(location, operation))
         if name in layers.RESHAPES | {"__getitem__"} and made == before:
             pass
@@ -141,7 +148,8 @@ def _read_head(location: Location) -> _Head:
             head = replace(head, norm=_parameters(trace, operation, start=2), eps=eps)
         elif is_vector and head.weight is None and (name == "linear" or _is_pointwise(trace, operation)):
             parameters = _parameters(trace, operation, start=1)
-            head = replace(head, weight=parameters["weight"], bias=parameters.get("bias"))
+            weight = parameters.get("weight", f"{operation.module}.weight")  # of a parametrized layer
+            head = replace(head, weight=weight, bias=parameters.get("bias"))
         else:
             raise ValueError(_in_the_way(location, operation))
         value = operation.outputs[0]
