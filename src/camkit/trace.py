@@ -123,8 +123,7 @@ def record(model: nn.Module, input_shape: Sequence[int], device: str | None = "m
         x = torch.rand(tuple(input_shape), dtype=like.dtype, device=device or like.device)
         recorder = _Recorder(Trace(tuple(input_shape)), copy)
         recorder.trace.input = recorder.value(x)
-        # What the model makes for itself while it runs belongs on the same device.
-        with torch.device(x.device), recorder:
+        with recorder:
             output = copy(x)
     tensors = list(tensors_in(output))
     if not tensors:
