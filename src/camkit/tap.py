@@ -34,7 +34,7 @@ class Tap:
         name: str,
         *,
         gradient: bool,
-        before: Callable[[], AbstractContextManager[None]] = torch.no_grad,
+        before: Callable[[], AbstractContextManager[None]],
     ) -> None:
         self._layer = model.get_submodule(name)
         self._name = name
