@@ -40,7 +40,7 @@ def normalize(maps: torch.Tensor, dims: int = 2) -> torch.Tensor:
     wide = maps if maps.dtype == torch.float64 else maps.float()
     low = wide.amin(axes, keepdim=True)
     span = wide.amax(axes, keepdim=True) - low
-    return torch.where(span > 0, (wide - low) / torch.where(span > 0, span, 1), 0).clamp(0, 1).to(maps)
+    return torch.where(span > 0, (wide - low) / span, 0).clamp(0, 1).to(maps)
 
 
 def resize(maps: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
