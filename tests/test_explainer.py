@@ -256,7 +256,7 @@ def test_outputs_of_any_kind_come_back_without_their_graph() -> None:
         (
             torch.rand(2, 3, 2, 2),
             ValueError,
-            "x: expected images of at least 6 x 6 for Plain, got 2 x 3 x 2 x 2.*",
+            "x: expected images of at least 6 x 6 for Plain, got 3 x 2 x 2.*",
         ),
     ],
 )

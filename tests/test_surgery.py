@@ -393,7 +393,7 @@ def test_the_head_is_of_the_models_type() -> None:
         (
             {"input_shape": (3, 1, 1)},
             ValueError,
-            "x: expected images of at least 6 x 6 for Plain, got 2 x 3 x 1 x 1",
+            "x: expected images of at least 6 x 6 for Plain, got 3 x 1 x 1",
         ),
     ],
 )

@@ -129,7 +129,7 @@ def _before(trace: Trace, value: int, patches: int, others: int) -> int:
 def _cannot_take(model: nn.Module, shape: tuple[int, ...], error: Exception) -> str:
     """The complaint about an input that the model cannot take, with the size that it could."""
     reason = " ".join(str(error).split())
-    got = f"{_checks.shape_of(shape)} ({type(error).__name__}: {reason[:200]})"
+    got = f"{_checks.shape_of(shape[1:])} ({type(error).__name__}: {reason[:200]})"
     smallest = _smallest(lambda size: _can_run(model, (*shape[:2], *size)), shape[2:])
     if smallest is not None:
         size = _checks.shape_of(smallest)

@@ -192,7 +192,7 @@ def find_before_pooling(dry: DryRun) -> Location:
         elif (operation := trace.producer(value)) is not None:
             queue.extend(operation.inputs)
     if not spatial:
-        got = f"{dry.kind}, where nothing is spatial at input {_checks.shape_of(trace.input_shape)}"
+        got = f"{dry.kind}, where nothing is spatial at input {_checks.shape_of(trace.input_shape[1:])}"
         raise ValueError(_checks.complaint("model", "a model with a spatial layer", got))
     return _nearest(dry, max(spatial))
 
@@ -285,7 +285,7 @@ def _nearest(dry: DryRun, value: int) -> Location:
                 _checks.complaint(
                     "model",
                     "a last spatial activation that is some module's output",
-                    f"{dry.kind}, where {_checks.shape_of(trace.shapes[start])} is made {by}",
+                    f"{dry.kind}, where {_checks.shape_of(trace.shapes[start][1:])} is made {by}",
                     "name a layer with layer=, or wrap that operation in a module",
                 )
             )
@@ -309,7 +309,7 @@ def _location(dry: DryRun, name: str, value: int, activations: tuple[str, ...] =
             _checks.complaint(
                 "layer",
                 "a layer whose output has a spatial size",
-                f"{name!r}, whose output is {_checks.shape_of(shape)}",
+                f"{name!r}, whose output is {_checks.shape_of(shape[1:])}",
                 "camkit.list_layers lists those that have one",
             )
         )
