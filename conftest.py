@@ -1,6 +1,5 @@
 """Runs every Python block of README and docs, each page in one namespace, offline and in an empty folder."""
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -26,13 +25,11 @@ def page() -> Iterator[None]:
         return get_model(name, weights=None).state_dict()
 
     torch.manual_seed(0)
-    here = Path.cwd()
     with TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
         patch.setattr(WeightsEnum, "get_state_dict", random_weights)
         Image.effect_noise((320, 240), 80).convert("RGB").save(Path(folder) / "photo.jpg")
-        os.chdir(folder)
+        patch.chdir(folder)
         yield
-        os.chdir(here)
 
 
 pytest_collect_file = Sybil(

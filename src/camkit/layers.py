@@ -88,7 +88,7 @@ class Location:
 def list_layers(model: nn.Module, input_shape: Sequence[int] = (3, 224, 224)) -> tuple[LayerInfo, ...]:
     """Every layer of a model that a map can be made at, in the order in which they end.
 
-    The model is run on the meta device: nothing is computed, and nothing in it changes.
+    A stand-in for the model runs, on shapes where they are enough: nothing in the model changes.
 
     Args:
         model: any module.
@@ -240,8 +240,8 @@ def find_for_gradient(dry: DryRun) -> Location:
     for operation in reversed(trace.operations):
         if above.isdisjoint(operation.outputs) or not _is_attention(trace, operation):
             continue
-        sources = [set(trace.ancestors(v)) for v in operation.inputs]
-        common = set[int].intersection(*(s for s in sources if trace.input in s))
+        sources = [set(trace.ancestors(v)) for v in operation.inputs if v in trace.from_input]
+        common = set[int].intersection(*sources)
         for source in sorted(common, reverse=True):
             if shapes[source] == shapes[value] and trace.layer_of(source) is not None:
                 return _nearest(dry, source)
@@ -254,14 +254,13 @@ def _is_attention(trace: Trace, operation: Operation) -> bool:
         return True
     if operation.name not in _PRODUCTS:
         return False
-    made_by = [trace.producer(v) for v in operation.inputs]
-    # Perhaps through a cast or a change of shape.
-    for maker in made_by:
-        for _ in range(3):
-            if maker is None or maker.name in ("softmax", "_safe_softmax"):
+    for value in operation.inputs:
+        maker = trace.producer(value)
+        for _ in range(3):  # perhaps through a cast or a change of shape
+            if maker is None or maker.name == "softmax" or len(maker.inputs) != 1:
                 break
-            maker = trace.producer(maker.inputs[0]) if len(maker.inputs) == 1 else None
-        if maker is not None and "softmax" in maker.name:
+            maker = trace.producer(maker.inputs[0])
+        if maker is not None and maker.name == "softmax":
             return True
     return False
 

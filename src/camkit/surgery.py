@@ -14,7 +14,7 @@ from camkit import _checks, layers
 from camkit.dryrun import DryRun
 from camkit.layers import Location
 from camkit.layouts import Layout
-from camkit.trace import record
+from camkit.trace import prototype, record
 
 
 class ClassMaps(NamedTuple):
@@ -130,7 +130,7 @@ def attach_gap_head(
     """Makes a CAM network of any backbone: its trunk, global pooling, and one new linear layer.
 
     The model stays as it is; the network has a copy of its trunk, and no copy of what came after it.
-    The layer is found by a dry run in which nothing is computed.
+    The layer is found by a dry run of a stand-in for the model.
 
     Args:
         model: any module that takes images: torchvision's classifiers, transformers included, or your own.
@@ -180,7 +180,6 @@ def attach_gap_head(
 def _head(
     model: nn.Module, place: Location, num_classes: int, pooling: str, conv_channels: int | None
 ) -> CAMHead:
-    like = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
     dims = len(place.dry.trace.input_shape) - 2
     features = OrderedDict[str, nn.Module]()
     if place.layout != Layout():
@@ -195,7 +194,7 @@ def _head(
         channels = conv_channels
     pool = getattr(nn, f"Adaptive{pooling.capitalize()}Pool{dims}d")(1)
     linear = nn.Linear(channels, num_classes)
-    return CAMHead(nn.Sequential(features), pool, linear).to(like)
+    return CAMHead(nn.Sequential(features), pool, linear).to(prototype(model))
 
 
 class _ChannelsFirst(nn.Module):

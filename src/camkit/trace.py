@@ -5,9 +5,10 @@ device its tensors are shapes without numbers, and nothing is computed.
 """
 
 import types
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -62,15 +63,24 @@ class Trace:
 
     def ancestors(self, value: int) -> Iterator[int]:
         """``value`` and all that it was made from, nearest first."""
-        queue, seen = [value], {value}
+        queue, seen = deque([value]), {value}
         while queue:
-            value = queue.pop(0)
+            value = queue.popleft()
             yield value
             operation = self.producer(value)
             for source in operation.inputs if operation else ():
                 if source not in seen:
                     seen.add(source)
                     queue.append(source)
+
+    @cached_property
+    def from_input(self) -> set[int]:
+        """The input's value, and every value that was made from it."""
+        made = {self.input}
+        for operation in self.operations:
+            if made.intersection(operation.inputs):
+                made.update(operation.outputs)
+        return made
 
     def between(self, start: int, end: int) -> list[Operation]:
         """The operations on the ways from ``start`` to ``end``, in order."""
@@ -115,8 +125,7 @@ def record(model: nn.Module, input_shape: Sequence[int], device: str | None = "m
     Raises:
         Exception: whatever the model's forward pass raises on such an input.
     """
-    floats = [p for p in model.parameters() if p.is_floating_point()]
-    like = floats[0] if floats else torch.empty(0)
+    like = prototype(model)
     # Out of the caller's inference mode: its tensors do not say when they are changed in place.
     with torch.inference_mode(False), torch.no_grad(), torch.random.fork_rng([]):
         copy = skeleton(model, device)
@@ -132,6 +141,11 @@ def record(model: nn.Module, input_shape: Sequence[int], device: str | None = "m
     return recorder.trace
 
 
+def prototype(model: nn.Module) -> torch.Tensor:
+    """A tensor of the type and on the device that a model works in: its first parameter of floats."""
+    return next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
+
+
 class _Recorder(TorchFunctionMode):
     def __init__(self, trace: Trace, copy: nn.Module) -> None:
         super().__init__()
@@ -142,7 +156,7 @@ class _Recorder(TorchFunctionMode):
         for name, tensor in (*copy.named_parameters(), *copy.named_buffers()):
             trace.parameters[self.value(tensor)] = name
         for name, module in copy.named_modules(remove_duplicate=False):
-            # First in line, so that what a user's hook puts in the output's place comes later.
+            # First in line, so that what another hook puts in the output's place comes later.
             module.register_forward_pre_hook(self._enter(name), prepend=True)
             module.register_forward_hook(self._leave(name), prepend=True)
 
@@ -221,10 +235,12 @@ def skeleton(model: nn.Module, device: str | None = "meta") -> nn.Module:
             return module
         if isinstance(value, torch.Tensor):
             if device is None:
-                return value if isinstance(value, nn.Parameter) else value.detach().clone()
-            made[id(value)] = tensor = torch.empty_like(value.detach(), device=device)
-            if isinstance(value, nn.Parameter):
-                made[id(value)] = tensor = nn.Parameter(tensor, requires_grad=value.requires_grad)
+                tensor = value if isinstance(value, nn.Parameter) else value.detach().clone()
+            else:
+                tensor = torch.empty_like(value.detach(), device=device)
+                if isinstance(value, nn.Parameter):
+                    tensor = nn.Parameter(tensor, requires_grad=value.requires_grad)
+            made[id(value)] = tensor
             return tensor
         if isinstance(value, types.MethodType) and isinstance(value.__self__, nn.Module):
             return types.MethodType(value.__func__, rebuild(value.__self__))

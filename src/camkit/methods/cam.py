@@ -135,7 +135,7 @@ def _read_head(location: Location) -> _Head:
         name = operation.name
         before, made = (math.prod(trace.shapes[v]) for v in (value, operation.outputs[0]))
         is_vector = bool(poolings) and before == pooled
-        if [v for v in operation.inputs if trace.input in trace.ancestors(v)] != [value]:
+        if [v for v in operation.inputs if v in trace.from_input] != [value]:
             raise ValueError(_in_the_way(location, operation))
         if name in layers.RESHAPES | {"__getitem__"} and made == before:
             pass

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.models import VGG16_Weights
+from torchvision.transforms.functional import normalize
 
 from pokemon_cam.networks import Network
 from pokemon_cam.pictures import PictureSet
@@ -58,10 +59,8 @@ def normalized(images: Tensor, device: torch.device) -> Tensor:
     Returns:
         float32, shape ``(N, 3, H, W)``, with ImageNet's mean and deviation taken out.
     """
-    x = images.to(device).float() / 255
-    mean = torch.tensor(PRESET.mean, device=device)[:, None, None]
-    std = torch.tensor(PRESET.std, device=device)[:, None, None]
-    return (x - mean) / std
+    x: Tensor = normalize(images.to(device).float() / 255, PRESET.mean, PRESET.std)
+    return x
 
 
 def train(
