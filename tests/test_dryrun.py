@@ -102,6 +102,23 @@ def test_tokens_form_the_grid_they_were_cut_into(
     assert (explained.maps.amax((2, 3)) > 0).any()
 
 
+def test_an_attention_among_parameters_alone_is_passed_by() -> None:
+    class Learnt(nn.Module):
+        """A norm, of its input and what a learnt token makes of itself."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.token = nn.Parameter(torch.randn(1, 1, 8))
+            self.norm = nn.LayerNorm(8)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.norm(x + F.scaled_dot_product_attention(self.token, self.token, self.token))  # type: ignore[no-any-return]
+
+    model = Vit(lambda y: y[:, 0])
+    model.norm = Learnt()  # type: ignore[assignment]
+    assert find(model, 48, 48).name == "norm1"
+
+
 def test_naming_a_layer_whose_patches_reach_nothing_is_an_error() -> None:
     model = Vit(lambda y: y[:, 0])
     with pytest.raises(

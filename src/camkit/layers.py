@@ -241,7 +241,7 @@ def find_for_gradient(dry: DryRun) -> Location:
         if above.isdisjoint(operation.outputs) or not _is_attention(trace, operation):
             continue
         sources = [set(trace.ancestors(v)) for v in operation.inputs if v in trace.from_input]
-        common = set[int].intersection(*sources)
+        common = set[int].intersection(*sources) if sources else set()
         for source in sorted(common, reverse=True):
             if shapes[source] == shapes[value] and trace.layer_of(source) is not None:
                 return _nearest(dry, source)
