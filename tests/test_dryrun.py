@@ -196,12 +196,21 @@ def make(s: Any, x: Tensor) -> Any:
 @pytest.mark.parametrize("layer", [None, "f"])
 def test_models_that_need_numbers_to_run(head: Callable[[Any, Tensor], Any], layer: str | None) -> None:
     model, x = Model(head).train(), torch.rand(2, 3, 32, 24)
-    buffers = [b.clone() for b in model.buffers()]
     state = torch.get_rng_state()
     assert camkit.GradCAM(model, layer)(x).layer == "f"
     assert torch.equal(torch.get_rng_state(), state)
     assert camkit.attach_gap_head(model, 2, input_shape=(3, 32, 24))(x).shape == (2, 2)
-    assert all(map(torch.equal, buffers, model.buffers()))
+
+
+def test_a_dry_run_with_numbers_leaves_the_buffers() -> None:
+    def count(s: Any, x: Tensor) -> Any:
+        s.count += 1
+        return branch(s, x)
+
+    model = Model(count)
+    model.register_buffer("count", torch.zeros(()))
+    assert camkit.list_layers(model, (3, 32, 24))[-1].name == "f"
+    assert model.get_buffer("count") == 0
 
 
 def test_a_users_hooks_fire_for_no_pass_but_the_users() -> None:
@@ -247,6 +256,12 @@ def test_a_parametrized_linear_layer(parametrize: str) -> None:
     getattr(torch.nn.utils.parametrizations, parametrize)(model.fc)
     cam = camkit.CAM(model)(torch.randn(2, 3, 32, 24).double(), 1)
     torch.testing.assert_close(cam.maps.mean((1, 2)) + model.fc.bias[1], cam.output[:, 1])
+
+
+def test_a_weight_that_depends_on_the_input() -> None:
+    model = Model(lambda s, x: F.linear(s.f(x).mean((2, 3)), s.fc.weight * x.mean(), s.fc.bias))
+    with pytest.raises(ValueError, match="got Model, where 'linear' is in the way after 'f'"):
+        camkit.CAM(model)(torch.rand(2, 3, 32, 24))
 
 
 def test_a_weight_that_nobody_holds() -> None:
