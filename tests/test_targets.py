@@ -4,7 +4,13 @@ import numpy as np
 import pytest
 import torch
 
-from camkit.targets import scores
+from camkit.targets import bind
+
+
+def scores(target: Any, output: Any, count: int) -> tuple[torch.Tensor, Any]:
+    bound = bind(target, output, count)
+    return bound.score(output), bound.target
+
 
 LOGITS = torch.tensor([[1.0, 5.0, 2.0], [7.0, 0.0, 3.0]])
 
@@ -64,12 +70,12 @@ def test_a_function() -> None:
         (
             [[0, 1], [2]],
             TypeError,
-            "target: expected an int, N ints, N x K ints or a function of the output, got [[",
+            "target: expected an int, N ints, N x K ints, a key or a function of the output, got [[",
         ),
         (
             "cat",
             TypeError,
-            "target: expected an int, N ints, N x K ints or a function of the output, got 'cat'",
+            "target: expected an output that has 'cat', got an output of type Tensor",
         ),
         (1.0, TypeError, "target: expected integers, got torch.float64"),
         (True, TypeError, "target: expected integers, got torch.bool"),

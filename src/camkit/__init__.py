@@ -14,31 +14,77 @@ The nouns:
 
 from importlib.metadata import version
 
+from camkit import targets
 from camkit.explainer import Explainer, Explanation
 from camkit.layers import LayerInfo, list_layers
 from camkit.maps import normalize
+from camkit.methods import METHODS
+from camkit.methods.activation import FEM, KPCACAM, EigenCAM, RandomCAM
 from camkit.methods.cam import CAM
-from camkit.methods.gradient import GradCAM
+from camkit.methods.fullgrad import FullGrad
+from camkit.methods.gradient import (
+    EigenGradCAM,
+    GradCAM,
+    GradCAMPlusPlus,
+    HiResCAM,
+    LayerCAM,
+    ShapleyCAM,
+    SmoothGradCAMPlusPlus,
+    XGradCAM,
+)
+from camkit.methods.guided import GuidedGradCAM, guided_backprop
+from camkit.methods.legrad import LeGrad
+from camkit.methods.perturbation import ISCAM, SSCAM, AblationCAM, PolyCAM, ScoreCAM
+from camkit.methods.relevance import LIFTCAM, RelevanceCAM
 from camkit.overlays import blend, colorize, denormalize, grid, overlay
+from camkit.smoothing import Smoothed, View, flip_views, noise_views
 from camkit.surgery import CAMHead, CAMNet, ClassMaps, attach_gap_head
 
 __version__ = version("camkit")
 
 __all__ = [
     "CAM",
+    "FEM",
+    "ISCAM",
+    "KPCACAM",
+    "LIFTCAM",
+    "METHODS",
+    "SSCAM",
+    "AblationCAM",
     "CAMHead",
     "CAMNet",
     "ClassMaps",
+    "EigenCAM",
+    "EigenGradCAM",
     "Explainer",
     "Explanation",
+    "FullGrad",
     "GradCAM",
+    "GradCAMPlusPlus",
+    "GuidedGradCAM",
+    "HiResCAM",
+    "LayerCAM",
     "LayerInfo",
+    "LeGrad",
+    "PolyCAM",
+    "RandomCAM",
+    "RelevanceCAM",
+    "ScoreCAM",
+    "ShapleyCAM",
+    "SmoothGradCAMPlusPlus",
+    "Smoothed",
+    "View",
+    "XGradCAM",
     "attach_gap_head",
     "blend",
     "colorize",
     "denormalize",
+    "flip_views",
     "grid",
+    "guided_backprop",
     "list_layers",
+    "noise_views",
     "normalize",
     "overlay",
+    "targets",
 ]

@@ -72,3 +72,11 @@ def positive(name: str, value: object) -> None:
         raise TypeError(complaint(name, "an int", type(value).__name__))
     if value < 1:
         raise ValueError(complaint(name, "a positive number", value))
+
+
+def not_negative(name: str, value: object) -> None:
+    """Raise unless ``value`` is a finite number from zero on."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(complaint(name, "a number", type(value).__name__))
+    if not 0 <= value < float("inf"):
+        raise ValueError(complaint(name, "a finite number, zero or more", value))

@@ -2,7 +2,7 @@
 
 import copy
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -22,20 +22,42 @@ def tensors_in(nested: object) -> Iterator[torch.Tensor]:
         yield from tensors_in([getattr(nested, field.name) for field in dataclasses.fields(nested)])
 
 
-def detached(nested: Any) -> Any:
-    """``nested`` with every tensor in it out of the graph."""
+def mapped(function: Callable[[torch.Tensor], torch.Tensor], nested: Any) -> Any:
+    """``nested`` with ``function`` of every tensor in the tensor's place."""
     if isinstance(nested, torch.Tensor):
-        return nested.detach()
+        return function(nested)
     if isinstance(nested, dict):
         new = copy.copy(nested)
         for key, value in nested.items():
-            new[key] = detached(value)
+            new[key] = mapped(function, value)
         return new
     if isinstance(nested, tuple) and hasattr(nested, "_fields"):
-        return type(nested)(*map(detached, nested))
+        return type(nested)(*(mapped(function, value) for value in nested))
     if isinstance(nested, list | tuple):
-        return type(nested)(tuple(map(detached, nested)))
+        return type(nested)(tuple(mapped(function, value) for value in nested))
     if dataclasses.is_dataclass(nested) and not isinstance(nested, type):
         fields = [field.name for field in dataclasses.fields(nested) if field.init]
-        return dataclasses.replace(nested, **{name: detached(getattr(nested, name)) for name in fields})
+        return dataclasses.replace(nested, **{n: mapped(function, getattr(nested, n)) for n in fields})
     return nested
+
+
+def detached(nested: Any) -> Any:
+    """``nested`` with every tensor in it out of the graph."""
+    return mapped(torch.Tensor.detach, nested)
+
+
+def split(nested: Any, size: int, total: int) -> list[Any]:
+    """A model's output for ``total`` images as one such output for each ``size`` of them.
+
+    Tensors are cut along their first dimension, and so is a list of one thing per image, as detectors
+    return it; what has not a row per image is in every part.
+    """
+    parts = [slice(start, start + size) for start in range(0, total, size)]
+    per_image = isinstance(nested, list) and len(nested) == total
+    if per_image and not any(t.ndim and len(t) == total for t in tensors_in(nested)):
+        return [nested[part] for part in parts]
+
+    def cut(tensor: torch.Tensor, part: slice) -> torch.Tensor:
+        return tensor[part] if tensor.ndim and len(tensor) == total else tensor
+
+    return [mapped(lambda tensor, part=part: cut(tensor, part), nested) for part in parts]  # type: ignore[misc]

@@ -1,32 +1,52 @@
 """What one forward pass gives a method."""
 
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import torch
+from torch import nn
 
-from camkit import _checks
+from camkit import _checks, maps
+from camkit._nested import split
 from camkit.layers import Location
+from camkit.tap import Tap
+from camkit.targets import Bound, Target, bind
 
 
 @dataclass
 class Evidence:
-    """What one forward pass gives a method.
+    """What one forward pass gives a method at one layer, and what other passes would.
+
+    N images, K scores for each.
 
     Attributes:
+        model: the model.
+        x: its input.
         location: the layer that was tapped.
-        leaf: the layer's output in its own layout, the leaf of the graph that leads to ``scores``.
+        leaf: the layer's output in its own layout, in the graph that leads to ``scores`` if there is one.
         output: the model's output.
-        scores: what is explained, ``(N,)`` or ``(N, K)``.
-        target: the explained classes, ``(N,)`` or ``(N, K)``, or the function that gave ``scores``.
+        bound: the target.
+        scores: what is explained, y, ``(N, K)``.
+        single: whether one score per image was asked for, so that the maps have no dimension K.
+        shared: whether other layers' evidence comes from the same graph.
     """
 
+    model: nn.Module
+    x: torch.Tensor
     location: Location
     leaf: torch.Tensor
     output: Any
+    bound: Bound
     scores: torch.Tensor
-    target: Any
+    single: bool
+    shared: bool
+
+    def score(self, output: Any) -> torch.Tensor:
+        """The scores ``(N, K)`` of an output for the same images."""
+        return self.bound.score(output).reshape(len(self.x), -1)
 
     @cached_property
     def activation(self) -> torch.Tensor:
@@ -40,21 +60,125 @@ class Evidence:
         Raises:
             ValueError: if the scores do not depend on the layer, or on its tokens beside the grid only.
         """
-        scores = self.scores.reshape(len(self.scores), -1).sum(0)
-        gradients = [self._gradient_of(score, keep=k + 1 < len(scores)) for k, score in enumerate(scores)]
-        return torch.stack(gradients, dim=1)
+        layout = self.location.layout
+        raw = gradients(self.scores, self.leaf, self.location.name, keep=self.shared)
+        count, targets = raw.shape[:2]
+        flat = layout.channels_first(raw.flatten(0, 1))
+        result = flat.reshape(count, targets, *flat.shape[1:])
+        if layout.prefix + layout.suffix and not result.any() and raw.any():
+            expected = "a layer whose positions reach the score"
+            got = f"{self.location.name!r}, of which only the tokens beside the grid do"
+            raise ValueError(_checks.complaint("layer", expected, got, "an earlier one serves"))
+        return result
 
-    def _gradient_of(self, score: torch.Tensor, *, keep: bool) -> torch.Tensor:
-        name, layout = self.location.name, self.location.layout
+    def outputs(self, activations: torch.Tensor) -> list[Any]:
+        """The model's outputs with other activations at the layer, in the caller's grad mode.
+
+        Args:
+            activations: M in the place of each image's, ``(M, N, C, *spatial)``.
+
+        Returns:
+            M outputs for the N images.
+        """
+        rows = activations.flatten(0, 1)
+        original = _repeat(self.leaf.detach(), len(activations))
+        return self.outputs_of_rows(self.location.layout.restore(rows, original))
+
+    def outputs_of_rows(self, rows: torch.Tensor) -> list[Any]:
+        """As :meth:`outputs`, for activations in the layer's own layout, ``(M * N, ...)``."""
+        times = len(rows) // len(self.x)
+        with Tap(self.model, self.location.name, answer=rows):
+            output = self.model(_repeat(self.x, times))
+        return split(output, len(self.x), len(rows))
+
+    def rescore(self, activations: torch.Tensor) -> torch.Tensor:
+        """The scores ``(M, N, K)`` with other activations ``(M, N, C, *spatial)`` at the layer."""
+        return torch.stack([self.score(output) for output in self.outputs(activations)])
+
+    def outputs_of_inputs(self, inputs: torch.Tensor) -> list[Any]:
+        """The model's M outputs for other inputs in the place of the N images, ``(M, N, *input)``."""
+        output = self.model(inputs.flatten(0, 1))
+        return split(output, len(self.x), inputs.shape[:2].numel())
+
+    def at(self, x: torch.Tensor) -> "Evidence":
+        """The evidence on the same target at another input of that shape, with a gradient."""
+        return gather(self.model, x, self.bound, [self.location], gradient=True)[0]
+
+    def resize(self, to_resize: torch.Tensor) -> torch.Tensor:
+        """Maps ``(..., *spatial)`` at the input's size."""
+        return maps.resize(to_resize, self.x.shape[2:])
+
+
+def gather(
+    model: nn.Module,
+    x: torch.Tensor,
+    target: Target | Bound,
+    locations: Sequence[Location],
+    *,
+    gradient: bool,
+) -> list[Evidence]:
+    """Runs the model once, and gives the evidence at each location.
+
+    Args:
+        model: the model, in evaluation mode.
+        x: its input.
+        target: what is explained.
+        locations: the layers to tap.
+        gradient: whether there will be need of a gradient by their outputs.
+    """
+    names = [location.name for location in locations]
+
+    def run(before: Callable[[], AbstractContextManager[None]]) -> list[Evidence]:
+        with Tap(model, *names, gradient=gradient, before=before) as tap:
+            output = model(x)
+            leaves = [tap.output(name) for name in names]
+            bound = bind(target, output, len(x))
+            scores = bound.score(output)
+            rows = scores.reshape(len(x), -1)
+        single, shared = scores.ndim == 1, len(names) > 1
+        return [
+            Evidence(model, x, location, leaf, output, bound, rows, single, shared)
+            for location, leaf in zip(locations, leaves, strict=True)
+        ]
+
+    found = run(torch.no_grad)
+    if gradient and not found[0].scores.requires_grad:
+        # The model left a no_grad of its own after the layer, and fell back to ours.
+        found = run(torch.enable_grad)
+    return found
+
+
+def gradients(
+    scores: torch.Tensor, wrt: torch.Tensor, name: str, *, keep: bool = False, create_graph: bool = False
+) -> torch.Tensor:
+    """The gradient of each score ``(N, K)`` by a tensor ``(N, ...)``, as ``(N, K, ...)``.
+
+    Args:
+        scores: what to derive.
+        wrt: by what; it comes from layer ``name``.
+        name: that layer, for the message.
+        keep: whether the graph is still needed afterwards.
+        create_graph: whether the gradient is to be derived in its turn.
+
+    Raises:
+        ValueError: if the scores do not depend on it.
+    """
+    found = []
+    for k in range(scores.shape[1]):
+        start = torch.zeros_like(scores)
+        start[:, k] = 1
+        more = keep or k + 1 < scores.shape[1]
         gradient = None
-        if score.requires_grad:
-            (gradient,) = torch.autograd.grad(score, self.leaf, retain_graph=keep, allow_unused=True)
+        if scores.requires_grad:
+            (gradient,) = torch.autograd.grad(
+                scores, wrt, start, retain_graph=more, create_graph=create_graph, allow_unused=True
+            )
         if gradient is None:
             expected = f"a score that depends on layer {name!r} through a gradient"
             raise ValueError(_checks.complaint("target", expected, "one that does not"))
-        result = layout.channels_first(gradient)
-        if layout.prefix + layout.suffix and not result.any() and gradient.any():
-            expected = "a layer whose positions reach the score"
-            got = f"{name!r}, of which only the tokens beside the grid do"
-            raise ValueError(_checks.complaint("layer", expected, got, "an earlier one serves"))
-        return result
+        found.append(gradient)
+    return torch.stack(found, 1)
+
+
+def _repeat(tensor: torch.Tensor, times: int) -> torch.Tensor:
+    return tensor.repeat(times, *[1] * (tensor.ndim - 1))

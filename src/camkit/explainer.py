@@ -1,22 +1,23 @@
 """The call that all methods share: tap, one pass, target, result."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from collections.abc import Hashable, Sequence
+from dataclasses import KW_ONLY, dataclass, replace
 from typing import Any, ClassVar
 
 import torch
 from torch import nn
 
-from camkit import _checks, layers, maps, targets
+from camkit import _checks, layers, maps
 from camkit._nested import detached
 from camkit.dryrun import DryRun
-from camkit.evidence import Evidence
+from camkit.evidence import Evidence, gather
 from camkit.layers import Location
-from camkit.tap import Tap, as_found
+from camkit.tap import as_found
 from camkit.targets import Target
 
+#: What ``layer=`` takes: a layer by name or as the module, several of them, or nothing.
+Layer = str | nn.Module | Sequence[str | nn.Module] | None
 # Input shapes for which an explainer remembers its dry run.
 _KEPT = 16
 
@@ -30,8 +31,9 @@ class Explanation:
             K targets per image were asked for.
         output: the model's own output in that very pass.
         target: the explained classes, ``(N,)`` or ``(N, K)``; or the function that was given.
-        layer: name of the layer.
+        layer: name of the layer; the names of several, ``"layer3, layer4"``.
         input_size: spatial size of the input.
+        parts: of several layers that were fused, each one's explanation, from the shallowest layer on.
     """
 
     maps: torch.Tensor
@@ -39,6 +41,7 @@ class Explanation:
     target: Any
     layer: str
     input_size: tuple[int, ...]
+    parts: tuple["Explanation", ...] = ()
 
     def heatmaps(self, size: Sequence[int] | None = None) -> torch.Tensor:
         """The maps at the input's size, each scaled to [0, 1] by its own minimum and maximum.
@@ -61,45 +64,76 @@ class Explanation:
         return maps.normalize(maps.resize(self.maps, size), dims=len(size))
 
 
+@dataclass(eq=False)
 class Explainer(ABC):
     """Runs a model once and makes a map of what a method reads off that pass.
 
-    A method is a subclass with one pure function, :meth:`map`. The model is left exactly as it was found,
-    also when something raises: it runs in evaluation mode, whatever mode it is in, and gets its mode back.
+    A method is a subclass with one pure function, :meth:`map`, and its hyperparameters as fields. The model
+    is left exactly as it was found, also when something raises: it runs in evaluation mode, whatever mode
+    it is in, and gets its mode back.
 
     Args:
         model: any module.
-        layer: the layer to make maps at, by name or as the module; found by a dry run if not given.
+        layer: the layer to make maps at, by name or as the module, or several; found by a dry run if not
+            given.
+        fuse: how the maps of several layers become one: ``"mean"``, ``"product"`` or ``"hierarchical"``
+            (LayerCAM's).
 
     Raises:
         ValueError: if the model has no such layer.
         TypeError: for a model or a layer of another kind.
     """
 
+    #: The map in short, the paper it comes from, how often the model runs, and whether it must be
+    #: differentiable after the layer.
+    formula: ClassVar[str]
+    paper: ClassVar[str]
+    passes: ClassVar[str]
     needs_gradient: ClassVar[bool]
+    # Whether the first pass makes the graph for that, and not one of the method's own.
+    taps_gradient: ClassVar[bool] = True
 
-    def __init__(self, model: nn.Module, layer: str | nn.Module | None = None) -> None:
-        _checks.module("model", model)
-        self.model = model
-        self.layer = None if layer is None else layers.name_of(model, layer)
-        self._locations: dict[tuple[tuple[int, ...], tuple[int, ...]], Location] = {}
+    model: nn.Module
+    layer: Layer = None
+    _: KW_ONLY
+    fuse: str = "mean"
+
+    def __post_init__(self) -> None:
+        _checks.module("model", self.model)
+        _checks.one_of("fuse", self.fuse, maps.FUSIONS)
+        several = isinstance(self.layer, list | tuple)
+        named: Sequence[Any] = self.layer if isinstance(self.layer, list | tuple) else [self.layer]
+        self._names = [layers.name_of(self.model, one) for one in named if one is not None]
+        if len(set(self._names)) < len(self._names) or (several and not self._names):
+            raise ValueError(_checks.complaint("layer", "one layer, or several different ones", self._names))
+        self.layer = tuple(self._names) if several else self._names[0] if self._names else None
+        self._locations: dict[Hashable, tuple[Location, ...]] = {}
 
     @abstractmethod
     def map(self, evidence: Evidence) -> torch.Tensor:
         """The raw maps ``(N, K, *spatial)``."""
 
-    def find(self, dry: DryRun) -> Location:
-        """The layer that this method explains if none is named."""
-        return layers.find_for_gradient(dry)
+    def map_each(self, evidences: Sequence[Evidence]) -> list[torch.Tensor]:
+        """The raw maps of each layer."""
+        return [self.map(evidence) for evidence in evidences]
+
+    def join(self, parts: Sequence[torch.Tensor]) -> torch.Tensor:
+        """The maps of several layers, the shallowest first, as one."""
+        return maps.fuse(parts, self.fuse)
+
+    def find(self, dry: DryRun) -> Sequence[Location]:
+        """The layers that this method explains if none is named."""
+        return [layers.find_for_gradient(dry)]
 
     def __call__(self, x: torch.Tensor, target: Target = None) -> Explanation:
-        """Explains a batch in one forward pass.
+        """Explains a batch.
 
         Args:
             x: inputs as the model expects them, ``(N, C, H, W)``.
             target: what to explain: nothing (each image's predicted class), a class for all images,
-                one class per image ``(N,)``, K classes per image ``(N, K)``, or a function from the
-                model's output to scores ``(N,)`` or ``(N, K)``.
+                one class per image ``(N,)``, K classes per image ``(N, K)``, the key of the logits in the
+                model's output, one of :mod:`camkit.targets`, or a function from the output to scores
+                ``(N,)`` or ``(N, K)``.
 
         Returns:
             The :class:`Explanation`, on the device of ``x``.
@@ -111,41 +145,34 @@ class Explainer(ABC):
             TypeError: for an input, an output or a target of another kind.
         """
         _checks.batch(self.model, x)
-        location = self._locate(x)
+        locations = self._locate(x)
+        gradient = self.needs_gradient and self.taps_gradient
         with as_found(self.model):
-            evidence = self._run(x, target, location, torch.no_grad)
-            if self.needs_gradient and not evidence.scores.requires_grad:
-                # The model left a no_grad of its own after the layer, and fell back to ours.
-                evidence = self._run(x, target, location, torch.enable_grad)
-            raw = self.map(evidence).detach()
-        return Explanation(
-            maps=raw.reshape(*evidence.scores.shape, *raw.shape[2:]),
-            output=detached(evidence.output),
-            target=evidence.target,
-            layer=location.name,
-            input_size=tuple(x.shape[2:]),
-        )
+            evidences = gather(self.model, x, target, locations, gradient=gradient)
+            with torch.no_grad():
+                parts = self.map_each(evidences)
+                raw = self.join(parts)
+        output, target = detached(evidences[0].output), evidences[0].bound.target
 
-    def _run(
-        self,
-        x: torch.Tensor,
-        target: Target,
-        location: Location,
-        before: Callable[[], AbstractContextManager[None]],
-    ) -> Evidence:
-        with Tap(self.model, location.name, gradient=self.needs_gradient, before=before) as tap:
-            output = self.model(x)
-            leaf = tap.output
-            scores, reported = targets.scores(target, output, len(x))
-        return Evidence(location, leaf, output, scores, reported)
+        def explained(part: torch.Tensor, layer: str) -> Explanation:
+            shown = part.detach()[:, 0] if evidences[0].single else part.detach()
+            return Explanation(shown, output, target, layer, tuple(x.shape[2:]))
 
-    def _locate(self, x: torch.Tensor) -> Location:
+        names = tuple(evidence.location.name for evidence in evidences)
+        if len(names) == 1:
+            return explained(raw, names[0])
+        each = tuple(explained(part, name) for part, name in zip(parts, names, strict=True))
+        return replace(explained(raw, ", ".join(names)), parts=each)
+
+    def _locate(self, x: torch.Tensor) -> tuple[Location, ...]:
         # Two images, so that no dimension of length one is taken for the batch. The modules are in the key:
         # a user may have given the model another head since.
-        key = ((2, *x.shape[1:]), tuple(map(id, self.model.modules())))
+        shape = (2, *x.shape[1:])
+        key = (shape, tuple(map(id, self.model.modules())))
         if key not in self._locations:
             if len(self._locations) >= _KEPT:
                 self._locations.clear()
-            dry = DryRun.of(self.model, key[0])
-            self._locations[key] = self.find(dry) if self.layer is None else layers.locate(dry, self.layer)
+            dry = DryRun.of(self.model, shape)
+            found = [layers.locate(dry, name) for name in self._names] or self.find(dry)
+            self._locations[key] = tuple(sorted(found, key=lambda location: location.value))
         return self._locations[key]

@@ -248,6 +248,46 @@ def find_for_gradient(dry: DryRun) -> Location:
     return place
 
 
+def find_stages(dry: DryRun) -> list[Location]:
+    """The last layer of each resolution on the way to :func:`find_for_gradient`'s, that one included.
+
+    It is the last of the outermost modules there. What only reduces the resolution (a pooling) is left out,
+    and so is a resolution that one layer alone has (a first convolution with a stride).
+
+    Raises:
+        ValueError: if there is no spatial layer.
+    """
+    trace, last = dry.trace, find_for_gradient(dry)
+    above = set(trace.ancestors(last.value)) & trace.from_input
+    stages: dict[tuple[int, ...], list[Location]] = {}
+    for name, value in trace.calls:
+        operation = trace.producer(value) if value in above else None
+        if operation is None or operation.name in POOLINGS or trace.outputs_of(name) != [value]:
+            continue
+        if name and dry.layout(operation.outputs[0]) is not None:
+            place = locate(dry, name)
+            stages.setdefault(place.size, []).append(place)
+    stages.pop(last.size, None)
+    several = [stage for stage in stages.values() if len(stage) > 1]
+    return [*(min(reversed(stage), key=lambda place: place.name.count(".")) for stage in several), last]
+
+
+def attention_blocks(dry: DryRun) -> list[Location]:
+    """The blocks of a transformer: those that give tokens, and in which there is attention; perhaps none."""
+    trace = dry.trace
+    paths = [o.module.split(".") for o in trace.operations if _is_attention(trace, o)]
+    depth = next((d for d, parts in enumerate(zip(*paths, strict=False)) if len(set(parts)) > 1), None)
+    if depth is None:
+        return []
+    found = []
+    for name in dict.fromkeys(".".join(path[: depth + 1]) for path in paths):
+        values = trace.outputs_of(name)
+        layout = dry.layout(values[0]) if len(values) == 1 and values[0] is not None else None
+        if layout is not None and layout.grid is not None:
+            found.append(locate(dry, name))
+    return found
+
+
 def _is_attention(trace: Trace, operation: Operation) -> bool:
     """Whether it is attention, or the product of a softmax with the values."""
     if operation.name in _ATTENTION:

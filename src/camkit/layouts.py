@@ -51,6 +51,19 @@ class Layout:
         grid = activation[:, self.prefix : self.prefix + patches]
         return grid.reshape(len(grid), *self.grid, -1).movedim(-1, 1)
 
+    def restore(self, activation: torch.Tensor, original: torch.Tensor) -> torch.Tensor:
+        """What :meth:`channels_first` reads as ``activation``, differentiable.
+
+        Args:
+            activation: shape ``(N, C, *spatial)``.
+            original: an output of the layer for as many, from which the tokens beside the grid are taken.
+        """
+        if self.grid is None:
+            return activation.movedim(1, self.channel_dim)
+        tokens = activation.flatten(2).transpose(1, 2)
+        end = self.prefix + tokens.shape[1]
+        return torch.cat([original[:, : self.prefix], tokens, original[:, end:]], 1)
+
 
 def infer_layout(
     shape: Sequence[int],

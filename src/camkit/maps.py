@@ -1,5 +1,6 @@
 """Pure functions on maps: tensors whose last dimensions are spatial."""
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -7,6 +8,8 @@ from torch.nn import functional as F
 
 from camkit import _checks
 
+#: How the maps of several layers become one.
+FUSIONS = ("mean", "product", "hierarchical")
 _INTERPOLATION = {1: "linear", 2: "bilinear", 3: "trilinear"}
 
 
@@ -41,6 +44,44 @@ def normalize(maps: torch.Tensor, dims: int = 2) -> torch.Tensor:
     low = wide.amin(axes, keepdim=True)
     span = wide.amax(axes, keepdim=True) - low
     return torch.where(span > 0, (wide - low) / span, 0).clamp(0, 1).to(maps)
+
+
+def weighted_sum(weights: torch.Tensor, activation: torch.Tensor) -> torch.Tensor:
+    """The channels of an activation ``(N, C, *spatial)`` with weights ``(N, K, C)``: ``(N, K, *spatial)``."""
+    return torch.einsum("nkc,nc...->nk...", weights, activation)
+
+
+def fuse(parts: Sequence[torch.Tensor], how: str = "mean") -> torch.Tensor:
+    r"""Maps of several layers as one, at the finest of their resolutions.
+
+    Each map is first divided by its largest magnitude, so that every layer counts the same.
+
+    Args:
+        parts: the layers' maps, from the shallowest layer to the deepest, each ``(N, K, *spatial)``.
+        how: ``"mean"``; ``"product"`` of what is positive; or ``"hierarchical"``, LayerCAM's fusion: the
+            maximum, with :math:`\tanh(2 M / \max M)` of all but the deepest layer's map.
+
+    Returns:
+        Shape ``(N, K, *spatial)``; that map itself, if it is only one.
+
+    References:
+        Jiang et al., *LayerCAM: Exploring Hierarchical Class Activation Maps for Localization*, IEEE TIP
+        2021, section III-C.
+    """
+    if len(parts) == 1:
+        return parts[0]
+    size = max((part.shape[2:] for part in parts), key=math.prod)
+    dims = tuple(range(2, len(size) + 2))
+    scaled = []
+    for part in parts:
+        largest = part.abs().amax(dims, keepdim=True)
+        scaled.append(resize(torch.where(largest > 0, part / largest, 0), size))
+    if how == "hierarchical":
+        scaled[:-1] = [(2 * part).tanh() for part in scaled[:-1]]
+    stacked = torch.stack(scaled)
+    if how == "product":
+        return stacked.clamp(min=0).prod(0)
+    return stacked.amax(0) if how == "hierarchical" else stacked.mean(0)
 
 
 def resize(maps: torch.Tensor, size: Sequence[int]) -> torch.Tensor:

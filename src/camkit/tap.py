@@ -14,70 +14,87 @@ from camkit.layers import ran_once
 
 
 class Tap:
-    """Takes one layer's output during the forward pass inside its ``with`` block.
+    """Takes the output of some layers during the forward pass inside its ``with`` block, or replaces it.
 
-    With ``gradient=True`` that output becomes the leaf of a graph, so that a gradient of it costs no more
-    than what comes after the layer.
+    With ``gradient=True`` the output of the first of them to run becomes the leaf of a graph, so that a
+    gradient of it costs no more than what comes after it; the others are in that graph.
 
     Args:
         model: the model that will run.
-        name: dotted name of the layer.
-        gradient: whether the layer's output becomes a leaf.
-        before: the grad mode up to the layer: ``torch.no_grad``, so that there is no graph. A model that
+        names: dotted names of the layers.
+        gradient: whether there is a graph from the first layer on.
+        before: the grad mode up to there: ``torch.no_grad``, so that there is no graph. A model that
             leaves a ``no_grad`` of its own after the layer falls back to this mode, and needs
             ``torch.enable_grad``.
+        answer: what the only layer gives in place of its output, with the grad mode of the caller.
     """
 
     def __init__(
         self,
         model: nn.Module,
-        name: str,
-        *,
-        gradient: bool,
-        before: Callable[[], AbstractContextManager[None]],
+        *names: str,
+        gradient: bool = False,
+        before: Callable[[], AbstractContextManager[None]] = torch.no_grad,
+        answer: torch.Tensor | None = None,
     ) -> None:
-        self._layer = model.get_submodule(name)
-        self._name = name
+        self._layers = {name: model.get_submodule(name) for name in names}
         self._gradient = gradient
+        self._answer = answer
         self._grad_mode = before()
         self._thread = threading.get_ident()
-        self._outputs: list[torch.Tensor] = []
+        self._outputs: dict[str, list[torch.Tensor]] = {name: [] for name in names}
 
     def __enter__(self) -> "Tap":
+        self._caller = torch.is_grad_enabled()
         self._grad_mode.__enter__()
         # First in line: hooks that the model owns see what this one hands on.
-        self._handle = self._layer.register_forward_hook(self._take, prepend=True)
+        self._handles = [
+            layer.register_forward_hook(self._take(name), prepend=True)
+            for name, layer in self._layers.items()
+        ]
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._handle.remove()
+        for handle in self._handles:
+            handle.remove()
         self._grad_mode.__exit__(None, None, None)
 
-    @property
-    def output(self) -> torch.Tensor:
-        """The layer's output as it left the layer, also where the model overwrote it later.
+    def output(self, name: str) -> torch.Tensor:
+        """A layer's output as it left the layer, also where the model overwrote it later.
 
         Raises:
             ValueError: if the layer did not run once.
         """
-        ran_once(self._name, len(self._outputs))
-        return self._outputs[0]
+        ran_once(name, len(self._outputs[name]))
+        return self._outputs[name][0]
 
-    def _take(self, module: nn.Module, args: object, output: object) -> torch.Tensor | None:
-        if threading.get_ident() != self._thread:  # another thread runs the same model
-            return None
-        if not isinstance(output, torch.Tensor) or not output.is_floating_point():
-            kind = output.dtype if isinstance(output, torch.Tensor) else type(output).__name__
-            expected = f"a layer whose output is one tensor of floats, as {self._name!r} has not"
-            raise TypeError(_checks.complaint("layer", expected, kind))
+    def _take(self, name: str) -> Callable[..., torch.Tensor | None]:
+        def hook(module: nn.Module, args: object, output: object) -> torch.Tensor | None:
+            if threading.get_ident() != self._thread:  # another thread runs the same model
+                return None
+            if not isinstance(output, torch.Tensor) or not output.is_floating_point():
+                kind = output.dtype if isinstance(output, torch.Tensor) else type(output).__name__
+                expected = f"a layer whose output is one tensor of floats, as {name!r} has not"
+                raise TypeError(_checks.complaint("layer", expected, kind))
+            kept = self._kept(output)
+            self._outputs[name].append(kept)
+            # The model goes on with a copy: an in-place operation after the layer must not reach ours.
+            return kept.clone()
+
+        return hook
+
+    def _kept(self, output: torch.Tensor) -> torch.Tensor:
+        if self._answer is not None:
+            torch.set_grad_enabled(self._caller)
+            return self._answer
+        if self._gradient:
+            first = not any(self._outputs.values())
+            torch.set_grad_enabled(True)  # until __exit__ puts back what the caller had
+            if output.requires_grad and not first:
+                return output
         # An input from the caller's inference mode, handed through, could be no leaf.
         leaf = output.clone() if output.is_inference() else output.detach()
-        if self._gradient:
-            torch.set_grad_enabled(True)  # until __exit__ puts back what the caller had
-            leaf.requires_grad_()
-        self._outputs.append(leaf)
-        # The model goes on with a copy: an in-place operation after the layer must not reach ours.
-        return leaf.clone()
+        return leaf.requires_grad_(self._gradient)
 
 
 @dataclass

@@ -1,1 +1,49 @@
 """The methods: each a class whose :meth:`map` is its paper's formula and nothing else."""
+
+from camkit.methods.activation import FEM, KPCACAM, EigenCAM, RandomCAM
+from camkit.methods.cam import CAM
+from camkit.methods.fullgrad import FullGrad
+from camkit.methods.gradient import (
+    EigenGradCAM,
+    GradCAM,
+    GradCAMPlusPlus,
+    HiResCAM,
+    LayerCAM,
+    ShapleyCAM,
+    SmoothGradCAMPlusPlus,
+    XGradCAM,
+)
+from camkit.methods.guided import GuidedGradCAM
+from camkit.methods.legrad import LeGrad
+from camkit.methods.perturbation import ISCAM, SSCAM, AblationCAM, PolyCAM, ScoreCAM
+from camkit.methods.relevance import LIFTCAM, RelevanceCAM
+
+#: Every method by its name, with its ``formula``, ``paper``, ``passes`` and ``needs_gradient``.
+METHODS = {
+    method.__name__: method
+    for method in (
+        CAM,
+        GradCAM,
+        GradCAMPlusPlus,
+        SmoothGradCAMPlusPlus,
+        XGradCAM,
+        HiResCAM,
+        LayerCAM,
+        EigenGradCAM,
+        ShapleyCAM,
+        FullGrad,
+        GuidedGradCAM,
+        EigenCAM,
+        KPCACAM,
+        FEM,
+        RandomCAM,
+        ScoreCAM,
+        SSCAM,
+        ISCAM,
+        AblationCAM,
+        PolyCAM,
+        LeGrad,
+        LIFTCAM,
+        RelevanceCAM,
+    )
+}

@@ -8,7 +8,7 @@ from operator import attrgetter
 import torch
 from torch import nn
 
-from camkit import _checks, layers
+from camkit import _checks, layers, maps
 from camkit._nested import tensors_in
 from camkit.dryrun import DryRun
 from camkit.evidence import Evidence
@@ -54,12 +54,15 @@ class CAM(Explainer):
         Zhou et al., *Learning Deep Features for Discriminative Localization*, CVPR 2016, equations 1 and 2.
     """
 
+    formula = r"\sum_k w^c_k A^k"
+    paper = "Zhou et al., CVPR 2016"
+    passes = "1 forward"
     needs_gradient = False
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__(model)
 
-    def find(self, dry: DryRun) -> Location:
+    def find(self, dry: DryRun) -> list[Location]:
         """The layer before the pooling, if the head is one that CAM can explain."""
         location = layers.find_before_pooling(dry)
         module, _, name = (_read_head(location).weight or "").rpartition(".")
@@ -68,20 +71,21 @@ class CAM(Explainer):
         if name and not (name in {**vars(owner), **owner._parameters} or hasattr(type(owner), name)):
             got = f"{location.dry.kind}, where {module!r} computes it"
             raise ValueError(_checks.complaint("model", "a linear layer that has its weight", got))
-        return location
+        return [location]
 
     def map(self, evidence: Evidence) -> torch.Tensor:
         """The raw maps ``(N, K, *spatial)``, signed."""
-        if callable(evidence.target):
+        classes = evidence.bound.classes
+        if classes is None:
             raise TypeError(_checks.complaint("target", "classes, which are what CAM explains", "a function"))
         head = _read_head(evidence.location)
         activation = evidence.location.activation()(evidence.activation)
         flat = activation.flatten(2)
         pooled = flat.mean(2) if head.pooling == "avg" else flat.amax(2)
-        weights, bias = head.weights_and_bias(self.model, pooled, evidence.target)
+        weights, bias = head.weights_and_bias(self.model, pooled, classes)
         summands = weights * pooled[:, None]
         _check_exact(evidence, summands, bias)
-        return torch.einsum("nkc,nc...->nk...", weights, activation)
+        return maps.weighted_sum(weights, activation)
 
 
 @dataclass(frozen=True)

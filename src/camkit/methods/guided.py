@@ -1,0 +1,95 @@
+"""Guided backpropagation, and Grad-CAM at the resolution of the input by it."""
+
+import torch
+from torch import nn
+
+from camkit import _checks
+from camkit.evidence import Evidence, gradients
+from camkit.methods.gradient import GradCAM
+from camkit.propagation import Call, Propagation, swap, vector_jacobian
+from camkit.tap import as_found
+from camkit.targets import Bound, Target, bind
+
+_RELUS = ("relu", "relu6", "hardtanh")
+
+
+class GuidedGradCAM(GradCAM):
+    r"""Guided Grad-CAM: Grad-CAM's map at the input's size, times guided backpropagation.
+
+    .. math:: M = \operatorname{up}(\text{Grad-CAM}) \odot \sum_c G_c
+
+    with G what :func:`camkit.guided_backprop` gives for each channel c of the input. It is signed, and as
+    fine as the input.
+
+    Args:
+        model: a network whose activation functions are ReLUs.
+        layer: the layer of Grad-CAM, by name or as the module; or several.
+        fuse: how the maps of several layers become one: ``"mean"``, ``"product"`` or ``"hierarchical"``.
+
+    Raises:
+        ValueError: at the call, if the model uses no ReLU.
+
+    Departs from the paper: the paper's picture keeps the colours apart. That is
+    ``camkit.guided_backprop(model, x, target) * grad_cam.heatmaps()[:, None]``.
+
+    References:
+        Selvaraju et al., ICCV 2017, section 3.2; Springenberg et al., *Striving for Simplicity: The All
+        Convolutional Net*, ICLR Workshop 2015.
+    """
+
+    formula = r"\mathrm{up}(\text{Grad-CAM}) \odot \sum_c G_c,\; G \text{ guided backpropagation}"
+    paper = "Selvaraju et al., ICCV 2017"
+    passes = "2 forward, 2 backward"
+
+    def map(self, evidence: Evidence) -> torch.Tensor:
+        """The raw maps ``(N, K, *size)``, signed."""
+        guided, _ = _guided(evidence.model, evidence.x, evidence.bound)
+        return evidence.resize(super().map(evidence)) * guided.sum(2)
+
+
+def guided_backprop(model: nn.Module, x: torch.Tensor, target: Target = None) -> torch.Tensor:
+    """Guided backpropagation: the gradient by the input, where every ReLU passes what is positive only.
+
+    Nothing inside the model is swapped, and it is left as it was found.
+
+    Args:
+        model: a network whose activation functions are ReLUs.
+        x: inputs as the model expects them, ``(N, C, H, W)``.
+        target: what to explain, as for any method.
+
+    Returns:
+        Shape ``(N, C, H, W)``, or ``(N, K, C, H, W)`` for K targets per image; signed.
+
+    Raises:
+        ValueError: if the model uses no ReLU, and for a wrong input or target.
+        TypeError: for a model, an input or a target of another kind.
+
+    References:
+        Springenberg et al., *Striving for Simplicity: The All Convolutional Net*, ICLR Workshop 2015.
+    """
+    _checks.module("model", model)
+    _checks.batch(model, x)
+    with as_found(model):
+        found, single = _guided(model, x, target)
+    return found[:, 0] if single else found
+
+
+def _guided(model: nn.Module, x: torch.Tensor, target: Target | Bound) -> tuple[torch.Tensor, bool]:
+    """Guided backpropagation ``(N, K, C, *size)``, and whether one score per image was asked for."""
+    with torch.enable_grad():
+        leaf = x.detach().clone().requires_grad_()
+        with Propagation(leaf, dict.fromkeys(_RELUS, _positive_only)) as functions:
+            output = model(leaf)
+        score = bind(target, output, len(x)).score(output)
+        rows = score.reshape(len(x), -1)
+    if functions.met.isdisjoint(_RELUS):
+        got = f"{type(model).__name__}, which uses none"
+        raise ValueError(_checks.complaint("model", "a network with ReLUs to guide", got))
+    return gradients(rows, leaf, "the input"), score.ndim == 1
+
+
+def _positive_only(call: Call) -> torch.Tensor:
+    def backward(arriving: torch.Tensor, x: torch.Tensor) -> tuple[torch.Tensor]:
+        return (vector_jacobian(call.run, x, arriving.relu()),)
+
+    return swap(call.run, backward, call.args[0])

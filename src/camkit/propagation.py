@@ -1,0 +1,145 @@
+"""Other backward passes: functions that run as they are, with a rule in the place of their gradient.
+
+A :class:`Propagation` is a context in which the model runs. It replaces nothing in the model: it meets each
+torch function as it is called, whether a module calls it or the model's own code does.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+
+from camkit._nested import tensors_in
+
+#: Functions of one number, which act on each entry of a tensor.
+ELEMENTWISE = frozenset(
+    ("celu", "elu", "gelu", "hardsigmoid", "hardswish", "hardtanh", "leaky_relu", "logsigmoid", "mish")
+) | frozenset(("relu", "relu6", "selu", "sigmoid", "silu", "softplus", "softsign", "tanh"))
+# What an operator calls itself, and the function of the same meaning.
+_OPERATORS = {"iadd": "add", "radd": "add", "imul": "mul", "rmul": "mul", "truediv": "div", "itruediv": "div"}
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call of a function, as a rule gets it.
+
+    Attributes:
+        name: name of the function, out of place and as a function: ``"add"`` for ``x += y``.
+        function: the function, out of place.
+        args: its arguments.
+        kwargs: its keyword arguments.
+        reached: whether a value comes from the tensor where the rules begin.
+    """
+
+    name: str
+    function: Callable[..., Any]
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    reached: Callable[[object], bool]
+
+    def run(self, *args: Any) -> Any:
+        """The function of other arguments in the place of the first ones."""
+        return self.function(*args, *self.args[len(args) :], **self.kwargs)
+
+
+Rule = Callable[[Call], Any]
+
+
+class Propagation(TorchFunctionMode):
+    """Runs functions of what comes from one tensor by rules.
+
+    Args:
+        start: the tensor where the rules begin.
+        rules: for the name of a function, its rule.
+        other: the rule of all other functions; they run as they are if not given.
+    """
+
+    def __init__(
+        self, start: torch.Tensor, rules: Mapping[str, Rule], other: Rule = lambda call: call.run()
+    ) -> None:
+        super().__init__()
+        self._rules = rules
+        self._other = other
+        self._reached = {id(start): start}  # kept alive, so that no id is used twice
+        self.met: set[str] = set()
+
+    def reached(self, value: object) -> bool:
+        """Whether a value is a tensor that comes from the start."""
+        return id(value) in self._reached
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: object,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        kwargs = dict(kwargs or {})
+        if not any(map(self.reached, tensors_in((args, kwargs)))):
+            return func(*args, **kwargs)
+        called = getattr(func, "__name__", str(func))
+        name = _OPERATORS.get(called.strip("_"), called.strip("_"))
+        self.met.add(name)
+        in_place = called.startswith("__i") or (called.endswith("_") and not called.endswith("__"))
+        if in_place:
+            func = getattr(torch, name, getattr(F, name, func))
+        if name in ELEMENTWISE:
+            in_place |= bool(kwargs.pop("inplace", False)) or any(a is True for a in args)
+            args = tuple(a for a in args if not isinstance(a, bool))
+        if in_place and name in self._rules:
+            # On a copy, for the rule needs the old numbers, and then written back.
+            copy = args[0].clone()
+            if self.reached(args[0]):
+                self._reached[id(copy)] = copy
+            result = args[0].copy_(
+                self._rules[name](Call(name, func, (copy, *args[1:]), kwargs, self.reached))
+            )
+        else:
+            result = self._rules.get(name, self._other)(Call(name, func, args, kwargs, self.reached))
+        changed = args[:1] if result is None else result  # x[i] = y
+        self._reached.update((id(tensor), tensor) for tensor in tensors_in(changed))
+        return result
+
+
+def swap(
+    forward: Callable[..., torch.Tensor],
+    backward: Callable[..., tuple[torch.Tensor, ...]],
+    *inputs: torch.Tensor,
+    keep: bool = True,
+) -> torch.Tensor:
+    """A function with another backward pass.
+
+    Args:
+        forward: the function, of ``inputs``.
+        backward: from what arrives at its output, and from ``inputs``, to what leaves at each of them.
+        inputs: its tensors.
+        keep: whether ``backward`` gets ``inputs``. What is kept must not be overwritten later.
+    """
+    result: torch.Tensor = _Swapped.apply(forward, backward, keep, *inputs)
+    return result
+
+
+class _Swapped(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, forward: Any, backward: Any, keep: bool, *inputs: torch.Tensor) -> torch.Tensor:
+        ctx.rule = backward
+        ctx.save_for_backward(*(inputs if keep else ()))
+        result: torch.Tensor = forward(*inputs)
+        return result
+
+    @staticmethod
+    def backward(ctx: Any, *arriving: torch.Tensor) -> Any:
+        return (None, None, None, *ctx.rule(*arriving, *ctx.saved_tensors))
+
+
+def vector_jacobian(
+    function: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor, arriving: torch.Tensor
+) -> torch.Tensor:
+    """The gradient of ``function`` at ``x``, for what arrives at its output."""
+    with torch.enable_grad():
+        leaf = x.detach().requires_grad_()
+        (gradient,) = torch.autograd.grad(function(leaf), leaf, arriving)
+    return gradient

@@ -1,0 +1,104 @@
+"""Smoothing: one method's maps, averaged over views of the input."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import NamedTuple
+
+import torch
+
+from camkit import _checks, _random, maps
+from camkit.explainer import Explanation
+from camkit.targets import Target
+
+
+class View(NamedTuple):
+    """One view of the input.
+
+    Attributes:
+        apply: from the input to the view.
+        undo: from maps of the view ``(..., *spatial)`` to maps of the input.
+    """
+
+    apply: Callable[[torch.Tensor], torch.Tensor]
+    undo: Callable[[torch.Tensor], torch.Tensor]
+
+
+class Smoothed:
+    """A method whose maps are means over views of the input: noisy copies, or flipped ones.
+
+    What is explained is settled on the input itself: the predicted class of a view does not matter.
+
+    Args:
+        method: any method.
+        views: :func:`noise_views`, :func:`flip_views`, or views of your own.
+
+    Raises:
+        TypeError: if ``method`` is none.
+        ValueError: if there are no views.
+
+    Example:
+        >>> import camkit, torch, torchvision
+        >>> model = torchvision.models.resnet18()
+        >>> smoothed = camkit.Smoothed(camkit.GradCAM(model), camkit.flip_views())
+        >>> smoothed(torch.rand(1, 3, 64, 64)).maps.shape
+        torch.Size([1, 2, 2])
+
+    References:
+        Smilkov et al., *SmoothGrad: removing noise by adding noise*, 2017.
+    """
+
+    def __init__(self, method: Callable[[torch.Tensor, Target], Explanation], views: Sequence[View]) -> None:
+        if isinstance(method, type):
+            raise TypeError(_checks.complaint("method", "a method such as camkit.GradCAM(model)", method))
+        if not views:
+            raise ValueError(_checks.complaint("views", "one view or more", "none"))
+        self.method = method
+        self.views = tuple(views)
+
+    def __call__(self, x: torch.Tensor, target: Target = None) -> Explanation:
+        """Explains a batch, as the method does; with one more call of it on each view.
+
+        Args:
+            x: inputs as the model expects them, ``(N, C, H, W)``.
+            target: what to explain, as for the method.
+
+        Returns:
+            The :class:`Explanation`, with the output for ``x`` itself.
+        """
+        plain = self.method(x, target)
+        size = plain.maps.shape[-len(plain.input_size) :]
+        total = torch.zeros_like(plain.maps)
+        for view in self.views:
+            seen = self.method(view.apply(x), plain.target)
+            total += maps.resize(view.undo(seen.maps), size)
+        return replace(plain, maps=total / len(self.views), parts=())
+
+
+def noise_views(samples: int = 16, std: float = 0.1, seed: int = 0) -> list[View]:
+    """Noisy copies of the input.
+
+    Args:
+        samples: how many.
+        std: standard deviation of the noise, in units of the input.
+        seed: seed of the noise, which is the same for every image. The global random state is left alone.
+    """
+    _checks.positive("samples", samples)
+    _checks.not_negative("std", std)
+
+    def noisy(x: torch.Tensor, sample: int) -> torch.Tensor:
+        return x + std * _random.normal(x.shape[1:], x, seed, sample)
+
+    return [View(lambda x, sample=sample: noisy(x, sample), _as_it_is) for sample in range(samples)]  # type: ignore[misc]
+
+
+def flip_views() -> list[View]:
+    """The input and its mirror image, left to right."""
+    return [View(_as_it_is, _as_it_is), View(_mirrored, _mirrored)]
+
+
+def _as_it_is(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor
+
+
+def _mirrored(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.flip(-1)
