@@ -3,6 +3,9 @@
 import pytest
 import torch
 
+# The networks are tiny: sharing one out among threads costs more than it computes.
+torch.set_num_threads(1)
+
 
 @pytest.fixture(autouse=True)
 def _seeded() -> None:

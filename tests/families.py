@@ -2,13 +2,16 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import pytest
 import torch
 import torchvision
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+
+Network = TypeVar("Network", bound=nn.Module)
 
 
 class Family(NamedTuple):
@@ -191,6 +194,62 @@ class Digits(nn.Module):
         return self.fc2(F.relu(self.fc1(torch.flatten(x, 1))))  # type: ignore[no-any-return]
 
 
+class Skip(nn.Module):
+    """A residual block of convolutions, BatchNorms and ReLUs alone: what relevance has rules for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 4, 3)
+        self.block = nn.Sequential(nn.Conv2d(4, 4, 3, padding=1), nn.BatchNorm2d(4))
+        self.relu = nn.ReLU(inplace=True)
+        self.pool = nn.AvgPool2d(2)
+        self.last = nn.Conv2d(4, 5, 3, padding=1, stride=2, bias=False)
+        self.fc = nn.Linear(5, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.relu(self.stem(x))
+        y = self.block(x)
+        y += x
+        y = self.relu(self.last(self.pool(self.relu(y))))
+        return self.fc(torch.flatten(F.adaptive_avg_pool2d(y, 1), 1))  # type: ignore[no-any-return]
+
+
+class Block(nn.Module):
+    """One block of a transformer."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(width)
+        self.attention = nn.MultiheadAttention(width, 2, batch_first=True)
+        self.norm2 = nn.LayerNorm(width)
+        self.mlp = nn.Sequential(nn.Linear(width, 8), nn.GELU(), nn.Linear(8, width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.norm1(x)
+        x = x + self.attention(y, y, y, need_weights=False)[0]
+        return x + self.mlp(self.norm2(x))  # type: ignore[no-any-return]
+
+
+class Transformer(nn.Module):
+    """Two blocks, a class token before the patches and a register after them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patches = nn.Conv2d(3, 6, 4, stride=4)
+        self.token = nn.Parameter(torch.randn(1, 1, 6))
+        self.register = nn.Parameter(torch.randn(1, 1, 6))
+        self.blocks = nn.ModuleList([Block(6), Block(6)])
+        self.norm = nn.LayerNorm(6)
+        self.head = nn.Linear(6, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.patches(x).flatten(2).transpose(1, 2)
+        x = torch.cat([self.token.expand(len(x), -1, -1), x, self.register.expand(len(x), -1, -1)], 1)
+        for block in self.blocks:
+            x = block(x)
+        return self.head(self.norm(x)[:, 0])  # type: ignore[no-any-return]
+
+
 class Tiny(NamedTuple):
     """A tiny network, one input's shape, and the layer that Grad-CAM looks at."""
 
@@ -209,7 +268,7 @@ TINY = [
 ]
 
 
-def tiny(kind: type[nn.Module]) -> nn.Module:
+def tiny(kind: type[Network]) -> Network:
     """A tiny network in float64 and evaluation mode, its normalisation layers not the identity."""
     model = kind().double().eval()
     for module in model.modules():

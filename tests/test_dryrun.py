@@ -310,3 +310,22 @@ def test_an_infinite_wait_is_none() -> None:
     notes["self"] = notes
     vars(model)["notes"] = notes
     assert math.isfinite(camkit.GradCAM(model)(torch.rand(1, 3, 32, 24)).maps.sum())
+
+
+def test_heads_of_attention_are_no_grid() -> None:
+    """Tokens of six channels as two heads of three read as a grid of 2 x 3, if one does not look twice."""
+
+    class Heads(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.patches = nn.Conv2d(3, 6, 4, stride=4)
+            self.mix = nn.Linear(6, 6)
+
+        def forward(self, x: Tensor) -> Tensor:
+            tokens = self.patches(x).flatten(2).transpose(1, 2)
+            heads = self.mix(tokens).unflatten(2, (2, 3))
+            return self.mix(tokens + heads.flatten(2)).mean(1)  # type: ignore[no-any-return]
+
+    dry = DryRun.of(Heads(), (2, 3, 16, 12))
+    joined = next(v for v in range(len(dry.trace.shapes)) if dry.trace.history(v)[-1:] == ["add"])
+    assert dry.layout(joined) == Layout(-1, (4, 3))

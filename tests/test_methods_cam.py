@@ -91,7 +91,7 @@ def test_a_network_that_only_looks_linear_is_refused() -> None:
     model = tiny(Plain)
     x = torch.randn(2, 3, 12, 10).double()
     camkit.CAM(model)(x)
-    model.fc.register_forward_hook(lambda m, a, out: out.mul_(2) if out.device.type == "cpu" else None)  # type: ignore[union-attr]
+    model.fc.register_forward_hook(lambda m, a, out: out.mul_(2) if out.device.type == "cpu" else None)
     with pytest.raises(ValueError, match="^model: expected logits that are the linear layer of the pooled"):
         camkit.CAM(model)(x)
 
@@ -128,7 +128,7 @@ def test_the_weights_are_those_of_the_moment() -> None:
     x = torch.randn(1, 3, 12, 10).double()
     before = method(x, 1).maps
     with torch.no_grad():
-        model.fc.weight *= 2  # type: ignore[union-attr, operator]
+        model.fc.weight *= 2
     torch.testing.assert_close(method(x, 1).maps, 2 * before)
 
 

@@ -237,7 +237,7 @@ def test_gradients_reach_the_trunk_when_it_is_not_frozen() -> None:
     """The trunk's gradient is that of the same layers without any surgery."""
     model = tiny(Plain)
     net = camkit.attach_gap_head(model, 4, input_shape=(3, 12, 10), freeze=False)
-    net.head.linear.load_state_dict(model.fc.state_dict())  # type: ignore[union-attr]
+    net.head.linear.load_state_dict(model.fc.state_dict())
     x = torch.randn(3, 3, 12, 10).double()
     net(x).square().sum().backward()
     model(x).square().sum().backward()

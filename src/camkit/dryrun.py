@@ -74,10 +74,10 @@ class DryRun:
         shape, input_shape = self.trace.shapes[value], self.trace.input_shape
         larger = self.larger.shapes[value] if self.larger else None
         if len(shape) == 3 and len(input_shape) == 4:
-            tokens = _tokens(self.trace, value)
+            tokens = _tokens(self.trace, value, self.larger)
             if self.larger is None or tokens is None:
                 return tokens
-            again = _tokens(self.larger, value)
+            again = _tokens(self.larger, value, self.trace)
             same = again is not None and (again.prefix, again.suffix) == (tokens.prefix, tokens.suffix)
             return tokens if same and larger is not None and larger[1] != shape[1] else None
         return infer_layout(shape, input_shape, larger)
@@ -93,8 +93,11 @@ class DryRun:
             return True
 
 
-def _tokens(trace: Trace, value: int) -> Layout | None:
-    """How tokens ``(N, L, C)`` read: as the grid of the nearest image-like value they were made from."""
+def _tokens(trace: Trace, value: int, other: Trace | None) -> Layout | None:
+    """How tokens ``(N, L, C)`` read: as the grid of the nearest image-like value they were made from.
+
+    What keeps its size in the other run is no grid, but heads of attention, say.
+    """
     length = trace.shapes[value][1]
     for source in trace.ancestors(value):
         shape = trace.shapes[source]
@@ -107,6 +110,8 @@ def _tokens(trace: Trace, value: int) -> Layout | None:
         if layout is None:
             continue
         grid = layout.size(shape)
+        if other is not None and layout.size(other.shapes[source]) == grid:
+            continue
         others = length - math.prod(grid)
         if math.prod(grid) > 1 and 0 <= others <= _MOST_TOKENS:
             prefix = others if others == 0 else _before(trace, value, math.prod(grid), others)

@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Hashable, Sequence
-from dataclasses import KW_ONLY, dataclass, replace
+from dataclasses import KW_ONLY, dataclass, field, replace
 from typing import Any, ClassVar
 
 import torch
@@ -93,7 +93,7 @@ class Explainer(ABC):
     # Whether the first pass makes the graph for that, and not one of the method's own.
     taps_gradient: ClassVar[bool] = True
 
-    model: nn.Module
+    model: nn.Module = field(repr=False)
     layer: Layer = None
     _: KW_ONLY
     fuse: str = "mean"

@@ -10,11 +10,15 @@ from camkit import _checks
 
 #: How the maps of several layers become one.
 FUSIONS = ("mean", "product", "hierarchical")
+# How many units in the last place the same sum may differ by from one position to another.
+_ROUNDING = 16
 _INTERPOLATION = {1: "linear", 2: "bilinear", 3: "trilinear"}
 
 
 def normalize(maps: torch.Tensor, dims: int = 2) -> torch.Tensor:
     """Each map shifted and scaled to [0, 1] by its own minimum and maximum; a constant map is all zeros.
+
+    What differs by no more than the rounding of a sum is constant.
 
     Args:
         maps: maps of any float type, shape ``(..., *spatial)``.
@@ -42,8 +46,12 @@ def normalize(maps: torch.Tensor, dims: int = 2) -> torch.Tensor:
     # In half precision the span of large values would overflow.
     wide = maps if maps.dtype == torch.float64 else maps.float()
     low = wide.amin(axes, keepdim=True)
-    span = wide.amax(axes, keepdim=True) - low
-    return torch.where(span > 0, (wide - low) / span, 0).clamp(0, 1).to(maps)
+    high = wide.amax(axes, keepdim=True)
+    span, rounding = (
+        high - low,
+        _ROUNDING * torch.finfo(wide.dtype).eps * torch.maximum(high.abs(), low.abs()),
+    )
+    return torch.where(span > rounding, (wide - low) / span, 0).clamp(0, 1).to(maps)
 
 
 def weighted_sum(weights: torch.Tensor, activation: torch.Tensor) -> torch.Tensor:

@@ -259,7 +259,7 @@ def finer(classes: Classes = None, *, share: float = 0.6, similar: int = 3) -> C
         similar: how many classes count as similar; all others where there are fewer.
 
     Returns:
-        A target, for any method: with :class:`camkit.GradCAM` it is the paper's.
+        A target for any method. With :class:`camkit.GradCAM` it is the paper's.
 
     References:
         Zhang et al., *Finer-CAM: Spotting the Difference Reveals Finer Details for Visual Explanation*,
@@ -277,7 +277,7 @@ def pixels(mask: torch.Tensor | np.ndarray[Any, Any], category: int) -> Callable
         category: the class.
 
     Returns:
-        A target. Where the output is a dict: ``key("out", pixels(mask, category))``.
+        A target. ``key("out", pixels(mask, category))`` is for an output that is a dict.
 
     Raises:
         ValueError: if an image's mask is empty.
@@ -318,7 +318,7 @@ def box(corners: Sequence[float] | torch.Tensor, label: int) -> Callable[[Any], 
         label: its label l.
 
     Returns:
-        A target for outputs as torchvision's detectors give them: per image a dict with ``boxes``,
+        A target for outputs as torchvision's detectors give them, per image a dict with ``boxes``,
         ``labels`` and ``scores``.
 
     References:

@@ -45,7 +45,7 @@ class Trace:
         started: for each module that ran, how many calls had ended when it first started.
         parameters: the names of the parameters and buffers that are values.
         input: the value of the model's input.
-        output: the value of the model's output; of its first tensor, if there are several.
+        output: the value of the model's output; of several tensors the first that the model made.
     """
 
     input_shape: tuple[int, ...]
@@ -137,7 +137,10 @@ def record(model: nn.Module, input_shape: Sequence[int], device: str | None = "m
     tensors = list(tensors_in(output))
     if not tensors:
         raise TypeError(f"the model's output holds no tensor: {type(output).__name__}")
-    recorder.trace.output = recorder.value(tensors[0])
+    # Of several outputs the first that the model made: one may be what it was given.
+    values = [recorder.value(tensor) for tensor in tensors]
+    made = [value for value in values if recorder.trace.producer(value)]
+    recorder.trace.output = (made or values)[0]
     return recorder.trace
 
 

@@ -41,7 +41,7 @@ class EigenCAM(Explainer):
         return _for_each_score(principal_map(activation, evidence.location.name), evidence)
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, kw_only=True)
 class KPCACAM(Explainer):
     r"""KPCA-CAM: the first component of a kernel principal component analysis of the positions.
 
@@ -93,7 +93,7 @@ class KPCACAM(Explainer):
         return _for_each_score(component.reshape(len(matrix), 1, *activation.shape[3:]), evidence)
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, kw_only=True)
 class FEM(Explainer):
     r"""FEM: where each channel is unusually strong, weighed by the channel's mean.
 
@@ -136,7 +136,7 @@ class FEM(Explainer):
         return _for_each_score(found.reshape(len(flat), 1, *evidence.activation.shape[2:]), evidence)
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, kw_only=True)
 class RandomCAM(Explainer):
     r"""The activation with random weights: the control that every comparison of methods needs.
 

@@ -104,7 +104,7 @@ def _plus_plus(
     return weighted_sum((alpha * first.relu()).sum(3), activation).relu()
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, kw_only=True)
 class SmoothGradCAMPlusPlus(Explainer):
     r"""Smooth Grad-CAM++: Grad-CAM++ with derivatives that are means over noisy copies of the input.
 

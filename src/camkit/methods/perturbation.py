@@ -13,7 +13,7 @@ from camkit.explainer import Explainer
 from camkit.layers import Location
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, kw_only=True)
 class Perturbing(Explainer):
     """What the methods of many passes share: how many images go into one, and a progress bar.
 
@@ -115,7 +115,7 @@ class ScoreCAM(MaskingInput):
         return maps.weighted_sum(scores, activation).relu()
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, kw_only=True)
 class SSCAM(MaskingInput):
     r"""SS-CAM: Score-CAM with scores that are means over noisy masks.
 
@@ -170,7 +170,7 @@ class SSCAM(MaskingInput):
         return maps.weighted_sum(scores, activation).relu()
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, kw_only=True)
 class ISCAM(MaskingInput):
     r"""IS-CAM: Score-CAM with scores that are means along the way from no mask to the whole one.
 
@@ -261,7 +261,7 @@ class AblationCAM(Perturbing):
         return maps.weighted_sum(weights, activation).relu()
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, kw_only=True)
 class PolyCAM(MaskingInput):
     r"""Poly-CAM: the map of the deepest layer, refined from one layer to the next by the finer ones.
 

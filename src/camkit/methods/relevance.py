@@ -45,28 +45,29 @@ class LIFTCAM(Explainer):
 
     def map(self, evidence: Evidence) -> torch.Tensor:
         """The raw maps ``(N, K, *spatial)``, never negative."""
-        activation = evidence.activation
-        with torch.enable_grad():
-            leaf = activation.clone().requires_grad_()
-            with deeplift.multipliers(leaf):
-                outputs = evidence.outputs(torch.stack([leaf, torch.zeros_like(leaf)]))
-            scores, without = (evidence.score(output) for output in outputs)
-        found = gradients(scores, leaf, evidence.location.name)
-        weights = (found * activation[:, None]).flatten(3).sum(3)
-        _tell_what_is_missing(evidence, weights.sum(2), (scores - without).detach())
-        return weighted_sum(weights, activation).relu()
+        weights, differences = contributions(evidence)
+        sums = weights.sum(2)
+        missing = (sums - differences).abs()
+        if (missing > _TOLERANCE * torch.maximum(sums.abs(), differences.abs())).any():
+            worst, place = missing.argmax(), evidence.location
+            warnings.warn(
+                f"LIFTCAM: {place.dry.kind} after {place.name!r}, or the target, has functions for which "
+                f"DeepLIFT has no rule: contributions sum to {sums.flatten()[worst]:.4g} where the score "
+                f"changes by {differences.flatten()[worst]:.4g}",
+                stacklevel=2,
+            )
+        return weighted_sum(weights, evidence.activation).relu()
 
 
-def _tell_what_is_missing(evidence: Evidence, sums: torch.Tensor, differences: torch.Tensor) -> None:
-    missing = (sums - differences).abs() > _TOLERANCE * torch.maximum(sums.abs(), differences.abs())
-    if missing.any():
-        worst = (sums - differences).abs().argmax()
-        warnings.warn(
-            f"LIFTCAM: after {evidence.location.name!r} {evidence.location.dry.kind} has functions for which "
-            f"DeepLIFT has no rule: contributions sum to {sums.flatten()[worst]:.4g} where the score changes "
-            f"by {differences.flatten()[worst]:.4g}",
-            stacklevel=2,
-        )
+def contributions(evidence: Evidence) -> tuple[torch.Tensor, torch.Tensor]:
+    """DeepLIFT's contribution of each channel ``(N, K, C)``, and the score less that of zeros ``(N, K)``."""
+    with torch.enable_grad():
+        leaf = evidence.activation.clone().requires_grad_()
+        with deeplift.multipliers(leaf):
+            outputs = evidence.outputs(torch.stack([leaf, torch.zeros_like(leaf)]))
+        scores, without = (evidence.score(output) for output in outputs)
+    found = gradients(scores, leaf, evidence.location.name) * evidence.activation[:, None]
+    return found.flatten(3).sum(3), (scores - without).detach()
 
 
 class RelevanceCAM(Explainer):

@@ -1,0 +1,359 @@
+"""What holds for every method of the registry."""
+
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+import camkit
+from camkit import maps
+from families import Plain, Residual, Skip, Transformer, tiny
+from fingerprint import fingerprint
+
+FEW: dict[str, dict[str, Any]] = {
+    "SmoothGradCAMPlusPlus": {"samples": 2},
+    "SSCAM": {"samples": 2},
+    "ISCAM": {"samples": 2},
+}
+SHAPES: dict[type[nn.Module], tuple[int, ...]] = {Plain: (3, 12, 10), Transformer: (3, 16, 12)}
+# Of one layer: all but those that look at several by themselves.
+ONE_LAYER = [name for name in camkit.METHODS if name not in ("FullGrad", "LeGrad", "PolyCAM", "CAM")]
+
+
+def network(name: str) -> type[nn.Module]:
+    return Transformer if name == "LeGrad" else Plain
+
+
+def make(name: str, model: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    method: Any = camkit.METHODS[name]
+    return method(model, *args, **FEW.get(name, {}), **kwargs)
+
+
+def images(name: str, count: int, seed: int = 0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(count, *SHAPES[network(name)], generator=generator).double()
+
+
+def test_the_registry_names_every_method() -> None:
+    public = {name for name in camkit.__all__ if hasattr(getattr(camkit, name), "formula")}
+    assert public - {"Explainer"} == set(camkit.METHODS)
+    for name, method in camkit.METHODS.items():
+        assert method.__name__ == name
+        for text in (method.formula, method.paper, method.passes):
+            assert text.strip(), name
+        assert isinstance(method.needs_gradient, bool)
+
+
+def test_the_readme_names_every_method() -> None:
+    readme = (Path(__file__).parents[1] / "README.md").read_text()
+    assert {name for name in camkit.METHODS if not re.search(rf"`{name}`", readme)} == set()
+
+
+@pytest.mark.parametrize("name", camkit.METHODS)
+def test_every_docstring_says_what_a_reader_asks(name: str) -> None:
+    text = camkit.METHODS[name].__doc__ or ""
+    for part in ("Args:", ".. math::", "Departs from the paper:"):
+        assert part in text, part
+    assert "References:" in text or name == "RandomCAM"
+
+
+@pytest.mark.parametrize("name", camkit.METHODS)
+@settings(deadline=None, max_examples=4)
+@given(st.permutations(range(3)), st.integers(0, 2**31 - 1))
+def test_an_image_is_explained_the_same_in_any_batch(name: str, order: list[int], seed: int) -> None:
+    method = make(name, tiny(network(name)))
+    x, classes = images(name, 3, seed), torch.tensor([0, 1, 3])
+    together = method(x, classes).maps
+    torch.testing.assert_close(method(x[order], classes[order]).maps, together[order])
+    torch.testing.assert_close(method(x[1:2], 1).maps[0], together[1])
+
+
+def permuted(model: Plain, order: list[int]) -> nn.Module:
+    """The same network with the last convolution's channels in another order."""
+    last, linear = model.features[4], model.fc
+    assert isinstance(last, nn.Conv2d)
+    assert last.bias is not None
+    with torch.no_grad():
+        last.weight.copy_(last.weight[order].clone())
+        last.bias.copy_(last.bias[order].clone())
+        linear.weight.copy_(linear.weight[:, order].clone())
+    return model
+
+
+@pytest.mark.parametrize("name", [n for n in camkit.METHODS if n not in ("LeGrad", "RandomCAM", "SSCAM")])
+@settings(deadline=None, max_examples=3)
+@given(st.permutations(range(6)))
+def test_the_order_of_the_channels_does_not_matter(name: str, order: list[int]) -> None:
+    model, x = Plain().double().eval(), images(name, 2)
+    before = make(name, model)(x, 1).maps
+    torch.testing.assert_close(make(name, permuted(model, order))(x, 1).maps, before)
+
+
+@pytest.mark.parametrize("name", camkit.METHODS)
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("outcome", ["success", "out of range", "target raises", "interrupt", "model raises"])
+def test_the_model_is_left_as_found(name: str, training: bool, outcome: str) -> None:
+    class Fragile(network(name)):  # type: ignore[misc]
+        calls = 0
+
+        def forward(self, x: Tensor) -> Tensor:
+            output: Tensor = super().forward(x)
+            if outcome == "model raises" and output.device.type != "meta":
+                raise ArithmeticError
+            return output
+
+    def target(output: Tensor) -> Tensor:
+        raise ArithmeticError if outcome == "target raises" else KeyboardInterrupt
+
+    model = Fragile().train(training)
+    next(model.children()).eval()  # a mixture of modes
+    next(model.parameters()).requires_grad_(False)
+    for parameter in model.parameters():
+        parameter.grad = torch.randn_like(parameter)
+    x = images(name, 2).float()
+    before = fingerprint(model)
+    asked: Any = {"success": 0, "out of range": 99, "model raises": None}.get(outcome, target)
+    if outcome == "success":
+        make(name, model)(x, asked)
+    else:
+        with pytest.raises((ValueError, ArithmeticError, KeyboardInterrupt)):
+            make(name, model)(x, asked)
+    assert fingerprint(model) == before
+
+
+# With six channels a class may have no positive weight, and then its relevance goes nowhere; and DeepLIFT
+# has no rule for the softmax of a target.
+lost = pytest.mark.filterwarnings("ignore:RelevanceCAM", "ignore:LIFTCAM")
+
+
+@lost
+@pytest.mark.parametrize("name", camkit.METHODS)
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode, torch.enable_grad])
+def test_any_grad_mode_of_the_caller_and_a_frozen_model(name: str, mode: Any) -> None:
+    model, x = tiny(network(name)), images(name, 2)
+    expected = make(name, model)(x, 1)
+    model.requires_grad_(False)
+    with mode():
+        explained = make(name, model)(x.clone(), 1)
+    torch.testing.assert_close(explained.maps, expected.maps, rtol=1e-12, atol=1e-14)
+    assert not explained.maps.requires_grad
+    assert not explained.output.requires_grad
+
+
+@lost
+@pytest.mark.parametrize("name", [n for n in camkit.METHODS if n != "CAM"])
+def test_any_function_of_the_output_and_any_kind_of_it(name: str) -> None:
+    class Wrapped(network(name)):  # type: ignore[misc]
+        def forward(self, x: Tensor) -> Any:
+            return {"more": [x], "logits": super().forward(x)}
+
+    model, x = tiny(Wrapped), images(name, 2)
+    method = make(name, model)
+    of_class = method(x, camkit.targets.key("logits", [2, 0]))
+    assert torch.equal(of_class.maps, method(x, camkit.targets.key("logits", [[2, 1], [0, 1]])).maps[:, 0])
+    of_predicted = method(x, "logits")
+    predicted = of_predicted.output["logits"].argmax(1)
+    torch.testing.assert_close(of_predicted.maps, method(x, camkit.targets.key("logits", predicted)).maps)
+    of_function = method(x, lambda output: output["logits"].softmax(1)[:, [2, 0]])
+    assert of_function.maps.shape == (2, 2, *of_class.maps.shape[1:])
+    # What belongs to each image must not be taken for another's, however the passes are cut.
+    own = torch.tensor([2, 0])
+    each = method(x, lambda output: output["logits"].softmax(1)[torch.arange(2), own])
+    torch.testing.assert_close(each.maps[0], of_function.maps[0, 0])
+    torch.testing.assert_close(each.maps[1], of_function.maps[1, 1])
+
+
+@lost
+@pytest.mark.parametrize("value", [0.0, 0.7])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("name", ONE_LAYER)
+def test_a_constant_activation_has_an_empty_heatmap(name: str, dtype: torch.dtype, value: float) -> None:
+    model, x = Plain().eval().to(dtype), images(name, 2).to(dtype)
+    last = model.features[4]
+    assert isinstance(last, nn.Conv2d)
+    assert last.bias is not None
+    nn.init.zeros_(last.weight)
+    nn.init.constant_(last.bias, value)
+    explained = make(name, model)(x, 1)
+    if value == 0:
+        assert torch.equal(explained.maps, torch.zeros_like(explained.maps))
+    assert torch.isfinite(explained.maps).all()
+    if name != "GuidedGradCAM":
+        assert not explained.heatmaps().any()
+
+
+@pytest.mark.parametrize("name", [n for n in camkit.METHODS if camkit.METHODS[n].needs_gradient])
+def test_a_score_without_a_gradient_is_named(name: str) -> None:
+    method = make(name, tiny(network(name)))
+    with pytest.raises(
+        ValueError, match=r"^target: expected a score that depends on .* through a gradient, got one"
+    ):
+        method(images(name, 2), lambda output: output.detach()[:, 0])
+
+
+@pytest.mark.parametrize("name", [n for n in ONE_LAYER if not camkit.METHODS[n].needs_gradient])
+def test_what_needs_no_gradient_makes_no_graph(name: str) -> None:
+    model, seen = tiny(Plain), []
+    model.fc.register_forward_hook(lambda module, args, output: seen.append(output.requires_grad))
+    make(name, model)(images(name, 2), 1)
+    assert seen
+    assert not any(seen)
+
+
+@pytest.mark.parametrize("name", ONE_LAYER)
+def test_a_layer_without_a_grid_is_named(name: str) -> None:
+    message = (
+        "^layer: expected a layer whose output has a spatial size, got 'fc', whose output is 4; camkit.list"
+    )
+    with pytest.raises(ValueError, match=message):
+        make(name, Plain(), "fc")(images(name, 1).float())
+
+
+@pytest.mark.parametrize("name", ["EigenCAM", "KPCACAM", "EigenGradCAM"])
+def test_one_channel_has_no_principal_direction(name: str) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 1, 3), nn.ReLU(), nn.Flatten(), nn.Linear(80, 2))
+    with pytest.raises(
+        ValueError, match="^layer: expected a layer with two channels or more, got '1', which has 1$"
+    ):
+        make(name, model)(torch.rand(1, 3, 12, 10))
+
+
+def test_methods_without_a_place_say_so() -> None:
+    x = torch.rand(1, 3, 12, 10)
+    with pytest.raises(
+        ValueError, match="^model: expected a transformer of blocks with one attention over all"
+    ):
+        camkit.LeGrad(Plain())(x)
+    smooth = nn.Sequential(nn.Conv2d(3, 4, 3), nn.GELU(), nn.Flatten(), nn.Linear(320, 2))
+    with pytest.raises(
+        ValueError, match="^model: expected a network with ReLUs to guide, got Sequential, which uses"
+    ):
+        camkit.GuidedGradCAM(smooth)(x)
+    with pytest.raises(
+        ValueError, match="^model: expected a network with ReLUs to guide, got Sequential, which uses"
+    ):
+        camkit.guided_backprop(smooth, x)
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "error", "message"),
+    [
+        ("ScoreCAM", {"chunk_size": 0}, ValueError, "chunk_size: expected a positive number, got 0"),
+        ("AblationCAM", {"chunk_size": 2.0}, TypeError, "chunk_size: expected an int, got float"),
+        ("ScoreCAM", {"progress": True}, TypeError, "progress: expected a function that wraps an iterable, "
+         "such as tqdm.tqdm, got bool"),
+        ("SSCAM", {"samples": 0}, ValueError, "samples: expected a positive number, got 0"),
+        ("SSCAM", {"std": -1.0}, ValueError, "std: expected a finite number, zero or more, got -1.0"),
+        ("ISCAM", {"samples": True}, TypeError, "samples: expected an int, got bool"),
+        ("SSCAM", {"std": math.inf}, ValueError, "std: expected a finite number, zero or more, got inf"),
+        ("SmoothGradCAMPlusPlus", {"std": "1"}, TypeError, "std: expected a number, got str"),
+        ("KPCACAM", {"gamma": -1}, ValueError, "gamma: expected a finite number, zero or more, got -1"),
+        ("FEM", {"sigmas": math.nan}, ValueError, "sigmas: expected a finite number, zero or more, got nan"),
+        ("PolyCAM", {"weights": "x"}, ValueError, "weights: expected one of '+', '-', '+-', got 'x'"),
+        ("GradCAM", {"fuse": "sum"}, ValueError, "fuse: expected one of 'mean', 'product', 'hierarchical', "
+         "got 'sum'"),
+    ],
+)  # fmt: skip
+def test_wrong_settings_are_named(
+    name: str, arguments: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    method: Any = camkit.METHODS[name]
+    with pytest.raises(error) as raised:
+        method(Plain(), **arguments)
+    assert str(raised.value) == message
+
+
+@pytest.mark.parametrize("name", ["ScoreCAM", "SSCAM", "ISCAM", "AblationCAM", "PolyCAM"])
+def test_the_size_of_a_chunk_bounds_a_pass_and_changes_nothing(name: str) -> None:
+    model, x = tiny(Plain), images(name, 2)
+    seen: list[int] = []
+    model.fc.register_forward_hook(lambda module, args, output: seen.append(len(output)))
+    expected = make(name, model)(x, [0, 1]).maps
+    for size in (1, 2, 5, 8, 1000):
+        seen.clear()
+        torch.testing.assert_close(make(name, model, chunk_size=size)(x, [0, 1]).maps, expected)
+        assert max(seen) <= max(size, 2)  # at least one copy of the batch
+        assert size != 8 or max(seen) == 8
+
+
+@pytest.mark.parametrize("name", ["ScoreCAM", "AblationCAM"])
+def test_progress_wraps_the_passes(name: str) -> None:
+    shown: list[int] = []
+
+    def progress(chunks: Any) -> Any:
+        assert len(chunks) == 2
+        for chunk in chunks:
+            yield chunk
+            shown.append(len(chunk))
+
+    make(name, tiny(Plain), chunk_size=8, progress=progress)(images(name, 2), 1)
+    assert shown == [4, 2]  # of two images, four channels fit
+
+
+@pytest.mark.parametrize("name", ["RandomCAM", "SSCAM", "SmoothGradCAMPlusPlus"])
+def test_a_seed_gives_the_same_bytes(name: str) -> None:
+    model, x = tiny(Residual), images(name, 2)
+    before = torch.get_rng_state()
+    first = make(name, model)(x, 1).maps
+    torch.rand(3)
+    assert torch.equal(make(name, model)(x, 1).maps, first)
+    assert not torch.equal(make(name, model, seed=1)(x, 1).maps, first)
+    torch.set_rng_state(before)
+    make(name, model)(x, 1)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_hirescam_sums_to_the_score_of_a_linear_head() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(320, 5, bias=False)).double()
+    x = images("HiResCAM", 3)
+    explained = camkit.HiResCAM(model)(x, [0, 4, 2])
+    scores = explained.output.gather(1, torch.tensor([[0], [4], [2]]))[:, 0]
+    torch.testing.assert_close(explained.maps.sum((1, 2)), scores)
+
+
+def test_ablation_of_a_linear_head_has_a_closed_form() -> None:
+    """On global average pooling and a linear layer, channel k takes w_k mean(A^k) with it."""
+    model, x = tiny(Plain), images("AblationCAM", 3)
+    classes = torch.tensor([[0, 1], [3, 2], [1, 1]])
+    activation = model.features(x).detach()
+    scores = model(x).detach().gather(1, classes)
+    weights = model.fc.weight.detach()[classes] * activation.mean((2, 3))[:, None] / scores[:, :, None]
+    expected = maps.weighted_sum(weights, activation).relu()
+    torch.testing.assert_close(camkit.AblationCAM(model)(x, classes).maps, expected, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", ["EigenCAM", "KPCACAM", "EigenGradCAM"])
+def test_the_sign_of_the_singular_vector_does_not_matter(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, x = tiny(Plain), images(name, 3)
+    expected = make(name, model)(x, 1).maps
+    eigh = torch.linalg.eigh
+
+    def flipped(matrix: Tensor) -> Any:
+        values, vectors = eigh(matrix)
+        return type(eigh(matrix))((values, -vectors))
+
+    monkeypatch.setattr(torch.linalg, "eigh", flipped)
+    assert torch.equal(make(name, model)(x, 1).maps, expected)
+
+
+def test_shapleycam_is_gradcam_where_the_head_is_piecewise_linear() -> None:
+    model, x = tiny(Skip), torch.randn(2, 3, 12, 10).double()
+    for layer in ("block", "pool", "last"):
+        torch.testing.assert_close(
+            camkit.ShapleyCAM(model, layer)(x, 1).maps, camkit.GradCAM(model, layer)(x, 1).maps
+        )
+
+
+def test_settings_are_keywords_and_show() -> None:
+    method = camkit.SSCAM(Plain(), "features", samples=3)
+    assert repr(method).startswith(
+        "SSCAM(layer='features', fuse='mean', chunk_size=32, progress=None, samples=3"
+    )
+    with pytest.raises(TypeError):
+        camkit.SSCAM(Plain(), "features", 3)  # type: ignore[misc]
