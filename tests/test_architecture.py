@@ -18,6 +18,7 @@ FLOORS = [
     {"dryrun", "overlays", "lrp", "deeplift"},
     {"layers"},
     {"tap", "surgery"},
+    {"replay"},
     {"evidence"},
     {"explainer"},
     {"methods._principal"},

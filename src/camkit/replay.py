@@ -1,0 +1,124 @@
+"""Running only what comes after a layer."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from camkit.layers import Location
+from camkit.tap import Tap
+from camkit.trace import Trace, prototype, skeleton
+
+
+class Replay:
+    """A model that answers other activations at one layer, and computes only what follows them.
+
+    A stand-in for the model runs, with its parameters. In it the layer gives the activation, and every module
+    that had ended before the layer started gives zeros that take no memory; or, if something after the layer
+    looks at its output (a skip connection), what it gave. It is right for a model that is what its dry run
+    says: who uses it compares.
+
+    Args:
+        model: the model, in evaluation mode.
+        x: its input.
+        location: the layer.
+    """
+
+    def __init__(self, model: nn.Module, x: torch.Tensor, location: Location) -> None:
+        trace = location.dry.trace
+        ended = _ended_before(trace, location.name)
+        looked_at = _looked_at(trace, location, {value for values in ended.values() for value in values})
+        kept = [name for name, values in ended.items() if looked_at.intersection(values)]
+        with torch.no_grad(), Tap(model, *kept) as tap:
+            if kept:
+                model(x)
+        self._x = x
+        self._needs_input = trace.input in looked_at
+        self._kept = {name: tap.output(name) for name in kept}
+        self._like = prototype(model)
+        self._model = skeleton(model, device=None)
+        self._rows = torch.empty(0)
+        self._calls: dict[str, int] = {}
+        for name, values in ended.items():
+            module = self._model.get_submodule(name)
+            if name in kept:
+                module.forward = self._recall(name)
+            else:
+                shapes = [trace.shapes[value] for value in values]
+                module.forward = self._stand_in(name, shapes, trace.input_shape[0], module.forward)
+        self._layer = location.name
+        self._model.get_submodule(location.name).forward = self._answer
+
+    def __call__(self, rows: torch.Tensor) -> Any:
+        """The output for activations ``(M * N, ...)`` as the layer gives them, in the caller's grad mode.
+
+        Raises:
+            RuntimeError: if the stand-in did not ask the layer once.
+        """
+        self._rows, self._calls = rows, {}
+        x = self._x[:1].expand(len(rows), *self._x.shape[1:])
+        output = self._model(repeat(self._x, len(rows) // len(self._x)) if self._needs_input else x)
+        self._rows = torch.empty(0)
+        if self._calls.get(self._layer) != 1:
+            raise RuntimeError(f"{self._layer!r} was asked {self._calls.get(self._layer, 0)} times")
+        return output
+
+    def _count(self, name: str) -> int:
+        self._calls[name] = self._calls.get(name, 0) + 1
+        return self._calls[name]
+
+    def _answer(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        self._count(self._layer)
+        return self._rows.clone()
+
+    def _recall(self, name: str) -> Callable[..., torch.Tensor]:
+        return lambda *args, **kwargs: repeat(self._kept[name], len(self._rows) // len(self._x))
+
+    def _stand_in(
+        self, name: str, shapes: list[tuple[int, ...]], images: int, forward: Callable[..., Any]
+    ) -> Callable[..., Any]:
+        """Zeros of these shapes, for so many images, at the first calls; then what the module computes."""
+
+        def stand_in(*args: Any, **kwargs: Any) -> Any:
+            call = self._count(name)
+            if call > len(shapes):
+                return forward(*args, **kwargs)
+            rows, *rest = shapes[call - 1]
+            zero = torch.zeros((), dtype=self._like.dtype, device=self._x.device)
+            return zero.expand(rows * len(self._rows) // images, *rest)
+
+        return stand_in
+
+
+def repeat(tensor: torch.Tensor, times: int) -> torch.Tensor:
+    """A batch, that many times over: a copy."""
+    return tensor.repeat(times, *[1] * (tensor.ndim - 1))
+
+
+def _ended_before(trace: Trace, layer: str) -> dict[str, list[int]]:
+    """The outermost modules that ended before the layer started, and the values that they gave until then."""
+    found: dict[str, list[int]] = {}
+    for name, value in trace.calls[: trace.started[layer]]:
+        if value is not None:
+            found.setdefault(name, []).append(value)
+    outer = {name for name, values in found.items() if len(values) == len(trace.outputs_of(name))}
+    return {name: v for name, v in found.items() if not any(name.startswith(f"{o}.") for o in outer)}
+
+
+def _looked_at(trace: Trace, location: Location, ended: set[int]) -> set[int]:
+    """Of the input and the values that modules gave before the layer, those that what follows it looks at."""
+    made = trace.producer(location.value)
+    follows = trace.operations[trace.operations.index(made) + 1 if made else 0 :]
+    queue = [value for operation in follows for value in operation.inputs]
+    seen, found = {location.value}, set()
+    while queue:
+        value = queue.pop()
+        if value in seen:
+            continue
+        seen.add(value)
+        if value in ended or value == trace.input:
+            found.add(value)
+        elif (operation := trace.producer(value)) is not None:
+            queue.extend(operation.inputs)
+    return found
