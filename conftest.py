@@ -33,5 +33,5 @@ def page() -> Iterator[None]:
 
 
 pytest_collect_file = Sybil(
-    parsers=[PythonCodeBlockParser()], patterns=["README.md", "docs/**/*.md"], fixtures=["page"]
+    parsers=[PythonCodeBlockParser()], patterns=["README.md", "docs/*.md", "docs/*/*.md"], fixtures=["page"]
 ).pytest()

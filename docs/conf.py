@@ -1,5 +1,9 @@
 """Sphinx."""
 
+from docutils import nodes
+from sphinx.application import Sphinx
+from sphinx.util.docutils import SphinxDirective
+
 import camkit
 
 project = "camkit"
@@ -19,6 +23,7 @@ extensions = [
 html_theme = "furo"
 html_title = f"camkit {version}"
 myst_enable_extensions = ["dollarmath", "colon_fence"]
+myst_heading_anchors = 2
 exclude_patterns = ["_build"]
 
 autodoc_member_order = "bysource"
@@ -37,5 +42,23 @@ nitpick_ignore_regex = [
     (r"py:.*", r"(Tensor|Any|Path|PathLike|Sequence|Callable|Self|Literal|optional|ABC|NamedTuple)"),
     (r"py:class", r"(int|str|float|bool|tuple|dict|list|type|object|None|BaseException|TracebackType)"),
     (r"py:exc", r"(ValueError|TypeError|NotImplementedError)"),
+    (r"py:class", r"camkit\.layers\.Location"),  # of Evidence, and not for users
 ]
 doctest_global_setup = "import torch; torch.manual_seed(0)"
+
+
+class MethodTable(SphinxDirective):
+    """The table of all methods, read off the registry when the documentation is built."""
+
+    def run(self) -> list[nodes.Node]:
+        self.env.note_reread()  # what it shows is in the code, and not in the page
+        rows = ["* - method, paper\n  - map, passes\n  - gradient"]
+        for name, method in camkit.METHODS.items():
+            title = f"{{class}}`~camkit.{name}`\n\n    {method.paper}"
+            formula = f"${method.formula}$\n\n    {method.passes}"
+            rows.append(f"* - {title}\n  - {formula}\n  - {'yes' if method.needs_gradient else 'no'}")
+        return self.parse_text_to_nodes("\n".join(["```{list-table}", ":header-rows: 1", "", *rows, "```"]))
+
+
+def setup(app: Sphinx) -> None:
+    app.add_directive("method-table", MethodTable)

@@ -10,7 +10,6 @@ import torchvision
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-
 Network = TypeVar("Network", bound=nn.Module)
 
 

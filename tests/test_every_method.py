@@ -273,12 +273,18 @@ def test_wrong_settings_are_named(
 def test_the_size_of_a_chunk_bounds_a_pass_and_changes_nothing(name: str) -> None:
     model, x = tiny(Plain), images(name, 2)
     seen: list[int] = []
-    model.fc.register_forward_hook(lambda module, args, output: seen.append(len(output)))
+    forward = model.fc.forward
+
+    def counted(pooled: Tensor) -> Tensor:
+        seen.append(len(pooled))
+        return forward(pooled)
+
+    model.fc.forward = counted  # type: ignore[method-assign, assignment]
     expected = make(name, model)(x, [0, 1]).maps
     for size in (1, 2, 5, 8, 1000):
         seen.clear()
         torch.testing.assert_close(make(name, model, chunk_size=size)(x, [0, 1]).maps, expected)
-        assert max(seen) <= max(size, 2)  # at least one copy of the batch
+        assert max(seen) <= max(size, 4)  # at least one copy of the batch; two where it is proved once
         assert size != 8 or max(seen) == 8
 
 
@@ -356,4 +362,51 @@ def test_settings_are_keywords_and_show() -> None:
         "SSCAM(layer='features', fuse='mean', chunk_size=32, progress=None, samples=3"
     )
     with pytest.raises(TypeError):
-        camkit.SSCAM(Plain(), "features", 3)  # type: ignore[misc]
+        camkit.SSCAM(Plain(), "features", 3)  # type: ignore[call-arg, arg-type]
+
+
+class Own(camkit.Explainer):
+    """A method of one's own."""
+
+    def map(self, evidence: Any) -> Tensor:
+        return evidence.gradient.sum(2)  # type: ignore[no-any-return]
+
+
+def test_a_method_of_ones_own() -> None:
+    model, x = tiny(Plain), images("Own", 2)
+    explained = Own(model)(x, [0, 1])
+    assert explained.maps.shape == (2, 4, 3)
+
+    class Flat(Own):
+        def map(self, evidence: Any) -> Tensor:
+            return evidence.activation.sum(1)  # type: ignore[no-any-return]
+
+    with pytest.raises(
+        ValueError, match="^map: expected maps 2 x 1 x 2 spatial dimensions, got 2 x 4 x 3 from Flat$"
+    ):
+        Flat(model)(x)
+
+    class Without(Own):
+        needs_gradient = False
+
+    with pytest.raises(ValueError, match="^map: expected a method with needs_gradient = True to look at the"):
+        Without(model)(x)
+
+
+def test_warnings_point_to_the_callers_line() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.LayerNorm(320), nn.Linear(320, 2))
+    with pytest.warns(UserWarning, match="LIFTCAM") as told:
+        camkit.LIFTCAM(model, "1")(torch.rand(1, 3, 12, 10), 1)
+    assert told[0].filename == __file__
+
+
+def test_classes_are_told_whatever_was_made_of_them() -> None:
+    model, x = tiny(Plain), images("GradCAM", 2)
+    predicted = model(x).argmax(1)
+    method = camkit.GradCAM(model)
+    for target in (None, camkit.targets.probability(), camkit.targets.negative(), camkit.targets.finer()):
+        classes = method(x, target).classes
+        assert classes is not None
+        assert torch.equal(classes, predicted)
+    assert method(x, lambda y: y[:, 0]).classes is None
+    assert not method(x, camkit.targets.contrast(2, 2)).maps.any()

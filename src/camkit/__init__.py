@@ -2,13 +2,15 @@
 
 The nouns:
 
-- A **layer** is what is tapped: a module, its dotted name, or nothing (found by a dry run).
-- A **target** says what is explained: the predicted class, a class, several, or a function of the output.
-- A **method** (:class:`CAM`, :class:`GradCAM`) explains a batch in one forward pass and leaves the model
-  exactly as it was found.
+- A **layer** is what is tapped: a module, its dotted name, several, or nothing (found by a dry run).
+- A **target** says what is explained: the predicted class, a class, several, one of :mod:`camkit.targets`, or
+  a function of the output.
+- A **method** (:class:`CAM`, :class:`GradCAM`, :class:`ScoreCAM`, ...; :data:`METHODS` names them all)
+  explains a batch and leaves the model exactly as it was found.
 - An :class:`Explanation` is the result: raw maps, the model's output, heatmaps in [0, 1].
 - **Surgery** (:func:`attach_gap_head`) makes a network whose class activation maps are exact of any
   backbone.
+- **Smoothing** (:class:`Smoothed`) averages a method's maps over views of the input.
 - An **overlay** is a heatmap over a picture (:func:`overlay`, :func:`blend`, :func:`grid`).
 """
 

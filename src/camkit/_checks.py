@@ -1,6 +1,8 @@
 """Argument checks, all in one wording: what it is about, what was expected, what came."""
 
 import difflib
+import sys
+import warnings
 from collections.abc import Iterable, Sequence
 
 import torch
@@ -64,6 +66,14 @@ def batch(model: nn.Module, x: torch.Tensor) -> None:
         raise ValueError(
             complaint("x", f"a batch {axes}", f"shape {shape_of(x)}", "add the batch with x[None]")
         )
+
+
+def warn(message: str) -> None:
+    """Warn, as of the line outside camkit that called it."""
+    level, frame = 1, sys._getframe()
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").split(".")[0] == __package__:
+        level, frame = level + 1, frame.f_back
+    warnings.warn(message, stacklevel=level)
 
 
 def positive(name: str, value: object) -> None:

@@ -49,12 +49,11 @@ def detached(nested: Any) -> Any:
 def split(nested: Any, size: int, total: int) -> list[Any]:
     """A model's output for ``total`` images as one such output for each ``size`` of them.
 
-    Tensors are cut along their first dimension, and so is a list of one thing per image, as detectors
-    return it; what has not a row per image is in every part.
+    Tensors are cut along their first dimension, and so is a list of one dict per image, as detectors return
+    it; what has not a row per image is in every part.
     """
     parts = [slice(start, start + size) for start in range(0, total, size)]
-    per_image = isinstance(nested, list) and len(nested) == total
-    if per_image and not any(t.ndim and len(t) == total for t in tensors_in(nested)):
+    if isinstance(nested, list) and len(nested) == total and all(isinstance(item, dict) for item in nested):
         return [nested[part] for part in parts]
 
     def cut(tensor: torch.Tensor, part: slice) -> torch.Tensor:

@@ -62,6 +62,9 @@ class Evidence:
             ValueError: if the scores do not depend on the layer, or on its tokens beside the grid only.
         """
         layout = self.location.layout
+        if not self.leaf.requires_grad:
+            expected = "a method with needs_gradient = True to look at the gradient"
+            raise ValueError(_checks.complaint("map", expected, "False"))
         raw = gradients(self.scores, self.leaf, self.location.name, keep=self.shared)
         count, targets = raw.shape[:2]
         flat = layout.channels_first(raw.flatten(0, 1))

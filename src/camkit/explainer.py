@@ -30,10 +30,12 @@ class Explanation:
         maps: raw maps, unnormalised, at the layer's resolution: ``(N, h, w)``, or ``(N, K, h, w)`` where
             K targets per image were asked for.
         output: the model's own output in that very pass.
-        target: the explained classes, ``(N,)`` or ``(N, K)``; or the function that was given.
+        target: what was explained, as ``target=`` takes it: the classes, ``(N,)`` or ``(N, K)``; or what
+            was given, with its classes settled.
         layer: name of the layer; the names of several, ``"layer3, layer4"``.
         input_size: spatial size of the input.
         parts: of several layers that were fused, each one's explanation, from the shallowest layer on.
+        classes: the classes that the target is about, ``(N,)`` or ``(N, K)``, if it is about classes.
     """
 
     maps: torch.Tensor
@@ -42,6 +44,7 @@ class Explanation:
     layer: str
     input_size: tuple[int, ...]
     parts: tuple["Explanation", ...] = ()
+    classes: torch.Tensor | None = None
 
     def heatmaps(self, size: Sequence[int] | None = None) -> torch.Tensor:
         """The maps at the input's size, each scaled to [0, 1] by its own minimum and maximum.
@@ -66,7 +69,7 @@ class Explanation:
 
 @dataclass(eq=False)
 class Explainer(ABC):
-    """Runs a model once and makes a map of what a method reads off that pass.
+    """Runs a model and makes a map of what a method reads off that pass, or asks of it in others.
 
     A method is a subclass with one pure function, :meth:`map`, and its hyperparameters as fields. The model
     is left exactly as it was found, also when something raises: it runs in evaluation mode, whatever mode
@@ -89,7 +92,7 @@ class Explainer(ABC):
     formula: ClassVar[str]
     paper: ClassVar[str]
     passes: ClassVar[str]
-    needs_gradient: ClassVar[bool]
+    needs_gradient: ClassVar[bool] = True
     # Whether the first pass makes the graph for that, and not one of the method's own.
     taps_gradient: ClassVar[bool] = True
 
@@ -151,18 +154,28 @@ class Explainer(ABC):
             evidences = gather(self.model, x, target, locations, gradient=gradient)
             with torch.no_grad():
                 parts = self.map_each(evidences)
+                self._check(parts, evidences)
                 raw = self.join(parts)
-        output, target = detached(evidences[0].output), evidences[0].bound.target
+        output, bound = detached(evidences[0].output), evidences[0].bound
 
         def explained(part: torch.Tensor, layer: str) -> Explanation:
             shown = part.detach()[:, 0] if evidences[0].single else part.detach()
-            return Explanation(shown, output, target, layer, tuple(x.shape[2:]))
+            return Explanation(shown, output, bound.target, layer, tuple(x.shape[2:]), classes=bound.about)
 
         names = tuple(evidence.location.name for evidence in evidences)
         if len(names) == 1:
             return explained(raw, names[0])
         each = tuple(explained(part, name) for part, name in zip(parts, names, strict=True))
         return replace(explained(raw, ", ".join(names)), parts=each)
+
+    def _check(self, parts: Sequence[torch.Tensor], evidences: Sequence[Evidence]) -> None:
+        """Raise unless a method's maps are what :meth:`map` promises."""
+        for part, evidence in zip(parts, evidences, strict=True):
+            count, dims = evidence.scores.shape, evidence.x.ndim - 2
+            if part.shape[:2] != count or part.ndim != dims + 2:
+                expected = f"maps {_checks.shape_of(count)} x {dims} spatial dimensions"
+                got = f"{_checks.shape_of(part)} from {type(self).__name__}"
+                raise ValueError(_checks.complaint("map", expected, got))
 
     def _locate(self, x: torch.Tensor) -> tuple[Location, ...]:
         # Two images, so that no dimension of length one is taken for the batch. The modules are in the key:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -50,7 +50,12 @@ class Smoothed:
     def __init__(self, method: Callable[[torch.Tensor, Target], Explanation], views: Sequence[View]) -> None:
         if isinstance(method, type):
             raise TypeError(_checks.complaint("method", "a method such as camkit.GradCAM(model)", method))
-        if not views:
+        several: Any = views  # also what is none: noise_views itself, or one view
+        each = list(several) if isinstance(several, Sequence) else [several]
+        if not all(isinstance(view, View) for view in each):
+            expected = "several camkit.View, such as camkit.flip_views()"
+            raise TypeError(_checks.complaint("views", expected, type(views).__name__))
+        if not each:
             raise ValueError(_checks.complaint("views", "one view or more", "none"))
         self.method = method
         self.views = tuple(views)

@@ -17,11 +17,15 @@ import numpy as np
 import torch
 
 from camkit import _checks
+from camkit._nested import tensors_in
 
 #: Classes: nothing (each image's predicted class), a class, a class per image, or several per image.
 Classes = int | Sequence[int] | Sequence[Sequence[int]] | np.ndarray[Any, Any] | torch.Tensor | None
 #: What ``target=`` takes: classes, the key of one entry of the output, or a function of the output.
 Target = Classes | str | Callable[[Any], torch.Tensor]
+__all__ = ["Bound", "Classes", "Target", "bind", "box", "contrast", "finer", "key", "negative", "pixels"]
+__all__ += ["probability", "similarity"]
+
 # Logits (N, classes) and class indices (N, K) to scores (N, K).
 _Formula = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
@@ -35,12 +39,14 @@ class Bound:
         target: the target as it is reported; explains the same again.
         classes: the class indices ``(N,)`` or ``(N, K)``, if it is just classes.
         logits: from the output to logits ``(N, classes)``, if it is just classes.
+        about: the classes that it is about, also if it is not just them.
     """
 
     score: Callable[[Any], torch.Tensor]
     target: Any
     classes: torch.Tensor | None = None
     logits: Callable[[Any], torch.Tensor] | None = None
+    about: torch.Tensor | None = None
 
     def of_classes(self, formula: _Formula) -> Callable[[Any], torch.Tensor]:
         """The scores by another formula of logits and classes; as they are, if it is not just classes."""
@@ -128,7 +134,7 @@ def bind(target: Target | Bound, output: Any, count: int) -> Bound:
     if callable(target):
         return Bound(_checked(target, count), target)
     classes = class_indices(target, output)
-    return Bound(_scorer(logit, classes), classes, classes, lambda logits: logits)
+    return Bound(_scorer(logit, classes), classes, classes, lambda logits: logits, classes)
 
 
 def _scorer(formula: _Formula, classes: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
@@ -163,7 +169,7 @@ class _OfClasses:
 
     def bind(self, output: torch.Tensor, count: int) -> Bound:
         classes = class_indices(self.classes, output)
-        return Bound(_scorer(self.formula, classes), replace(self, classes=classes))
+        return Bound(_scorer(self.formula, classes), replace(self, classes=classes), about=classes)
 
 
 def probability(classes: Classes = None) -> Callable[[Any], torch.Tensor]:
@@ -230,11 +236,13 @@ class _Contrast:
             return logits.gather(1, rows) - self.share * reference
 
         settled = replace(self, classes=classes, against=others if self.similar else against)
-        return Bound(_scorer(formula, classes), settled)
+        return Bound(_scorer(formula, classes), settled, about=classes)
 
 
 def contrast(classes: Classes, against: Classes) -> Callable[[Any], torch.Tensor]:
     """Why these classes and not those: the difference of their scores.
+
+    Of a class and itself it is zero, and so is the map.
 
     Args:
         classes: as ``target=`` takes them; ``None`` is each image's predicted class.
@@ -266,6 +274,7 @@ def finer(classes: Classes = None, *, share: float = 0.6, similar: int = 3) -> C
         CVPR 2025.
     """
     _checks.positive("similar", similar)
+    _checks.not_negative("share", share)
     return _Contrast(classes, None, share, similar)
 
 
@@ -404,7 +413,7 @@ class _Entry:
 
     def __call__(self, output: Any) -> torch.Tensor:
         entry = self._entry(output)
-        return bind(self.target, entry, len(entry)).score(entry)
+        return bind(self.target, entry, len(next(tensors_in(entry)))).score(entry)
 
     def bind(self, output: Any, count: int) -> Bound:
         inner = bind(self.target, self._entry(output), count)
@@ -414,6 +423,7 @@ class _Entry:
             replace(self, target=inner.target),
             inner.classes,
             None if logits is None else lambda output: logits(self._entry(output)),
+            inner.about,
         )
 
 

@@ -100,7 +100,9 @@ class FEM(Explainer):
     .. math:: M = \sum_k \mu_k \big[ A^k \ge \mu_k + s\, \sigma_k \big]
 
     with :math:`\mu_k` and :math:`\sigma_k` the mean and the standard deviation of channel k. A channel that
-    is the same everywhere is strong nowhere. The target does not matter.
+    is the same everywhere is strong nowhere. Of Z positions none lies more than :math:`\sqrt{Z - 1}` standard
+    deviations above the mean, so that with s = 2 the map of a grid of four positions is empty. The target
+    does not matter.
 
     Args:
         model: any module.

@@ -303,7 +303,7 @@ class ShapleyCAM(Explainer):
 
     formula = r"\mathrm{ReLU} \sum_k \mathrm{mean}(g^k - \tfrac12 (H A)^k) A^k"
     paper = "Cai, 2025"
-    passes = "1 forward, and 2 of what follows the layer, 2 backward there"
+    passes = "1 forward, 2 backward; the head again"
     needs_gradient = True
     taps_gradient = False
 

@@ -47,9 +47,13 @@ class LeGrad(Explainer):
 
     formula = r"\mathrm{mean}_l\, \mathrm{mean}_{h, i}\, \mathrm{ReLU}(\partial s^l / \partial a^l_{h i j})"
     paper = "Bousselham et al., 2024"
-    passes = "2 forward, and of each block the head forward and backward"
+    passes = "2 forward; of each block the head, forward and backward"
     needs_gradient = True
     taps_gradient = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _checks.one_of("fuse", self.fuse, ("mean",))
 
     def find(self, dry: DryRun) -> list[Location]:
         """Every block."""

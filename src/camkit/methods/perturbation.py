@@ -243,7 +243,7 @@ class AblationCAM(Perturbing):
 
     formula = r"\mathrm{ReLU} \sum_k \frac{y - y_k}{y} A^k"
     paper = "Desai and Ramaswamy, WACV 2020"
-    passes = "1 + C forward"
+    passes = "1 forward; the head C times"
 
     def map(self, evidence: Evidence) -> torch.Tensor:
         """The raw maps ``(N, K, *spatial)``, never negative."""
@@ -303,6 +303,7 @@ class PolyCAM(MaskingInput):
     def __post_init__(self) -> None:
         super().__post_init__()
         _checks.one_of("weights", self.weights, ("+", "-", "+-"))
+        _checks.one_of("fuse", self.fuse, ("mean",))  # it has its own way to join layers
 
     def find(self, dry: DryRun) -> list[Location]:
         """The last layer of each resolution, up to the one that Grad-CAM looks at."""

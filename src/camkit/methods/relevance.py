@@ -1,10 +1,8 @@
 """Methods that attribute the score to the layer by propagating it back by rules."""
 
-import warnings
-
 import torch
 
-from camkit import deeplift, lrp
+from camkit import _checks, deeplift, lrp
 from camkit._nested import tensors_in
 from camkit.evidence import Evidence, gradients
 from camkit.explainer import Explainer
@@ -39,7 +37,7 @@ class LIFTCAM(Explainer):
 
     formula = r"\mathrm{ReLU} \sum_k w_k A^k,\; w_k = \textstyle\sum m^k A^k \text{ by DeepLIFT}"
     paper = "Jung and Oh, ICCV 2021"
-    passes = "1 forward, 1 on two images, 1 backward"
+    passes = "1 forward, 1 backward; the head twice"
     needs_gradient = True
     taps_gradient = False
 
@@ -48,13 +46,13 @@ class LIFTCAM(Explainer):
         weights, differences = contributions(evidence)
         sums = weights.sum(2)
         missing = (sums - differences).abs()
-        if (missing > _TOLERANCE * torch.maximum(sums.abs(), differences.abs())).any():
+        rounding = torch.finfo(sums.dtype).eps ** 0.5 * evidence.scores.abs()
+        if (missing > rounding + _TOLERANCE * torch.maximum(sums.abs(), differences.abs())).any():
             worst, place = missing.argmax(), evidence.location
-            warnings.warn(
+            _checks.warn(
                 f"LIFTCAM: {place.dry.kind} after {place.name!r}, or the target, has functions for which "
                 f"DeepLIFT has no rule: contributions sum to {sums.flatten()[worst]:.4g} where the score "
-                f"changes by {differences.flatten()[worst]:.4g}",
-                stacklevel=2,
+                f"changes by {differences.flatten()[worst]:.4g}"
             )
         return weighted_sum(weights, evidence.activation).relu()
 
@@ -97,7 +95,7 @@ class RelevanceCAM(Explainer):
 
     formula = r"\sum_k \mathrm{mean}(R^k) A^k,\; R \text{ by LRP}"
     paper = "Lee et al., CVPR 2021"
-    passes = "2 forward, 3 backward"
+    passes = "1 forward, 3 backward; the head again"
     needs_gradient = True
     taps_gradient = False
 
@@ -114,10 +112,9 @@ class RelevanceCAM(Explainer):
         ends = [tensor for tensor in tensors_in(output) if tensor.requires_grad]
         ratio = rules.conservation(ends, scores, leaf)
         if abs(ratio - 1) > _TOLERANCE:
-            warnings.warn(
+            _checks.warn(
                 f"RelevanceCAM: {ratio:.3g} of the relevance at the output of {place.dry.kind} comes through "
-                f"to {place.name!r}: the rules do not conserve relevance on this architecture",
-                stacklevel=2,
+                f"to {place.name!r}: the rules do not conserve relevance on this architecture"
             )
         return weighted_sum(relevance.flatten(3).mean(3), activation)
 
