@@ -74,31 +74,35 @@ def test_legrad_equals_its_paper_written_out() -> None:
 
 
 class Attention(nn.Module):
-    """Attention as people write it: softmax in the open, or torch's function."""
+    """Attention as people write it: softmax in the open, over heads in the batch, or torch's function."""
 
-    def __init__(self, like: nn.MultiheadAttention, *, fused: bool) -> None:
+    def __init__(self, like: nn.MultiheadAttention, how: str) -> None:
         super().__init__()
-        self.like, self.fused = like, fused
+        self.like, self.how = like, how
 
     def forward(self, x: Tensor, *_: Tensor, need_weights: bool) -> tuple[Tensor]:
         assert self.like.in_proj_weight is not None
         qkv = F.linear(x, self.like.in_proj_weight, self.like.in_proj_bias)
         q, k, v = (t.unflatten(2, (2, -1)).transpose(1, 2) for t in qkv.chunk(3, 2))
-        if self.fused:
+        if self.how == "fused":
             y = F.scaled_dot_product_attention(q, k, v)
-        else:
+        elif self.how == "open":
             y = (q @ k.mT * q.shape[-1] ** -0.5).softmax(-1) @ v
+        else:
+            q, k, v = (t.flatten(0, 1) for t in (q, k, v))
+            weights = F.softmax(torch.bmm(q, k.mT) * q.shape[-1] ** -0.5, dim=-1)
+            y = torch.bmm(weights, v).unflatten(0, (len(x), -1))
         return (self.like.out_proj(y.transpose(1, 2).flatten(2)),)
 
 
-@pytest.mark.parametrize("fused", [True, False])
-def test_legrad_sees_attention_however_it_is_written(fused: bool) -> None:
+@pytest.mark.parametrize("how", ["fused", "open", "in the batch"])
+def test_legrad_sees_attention_however_it_is_written(how: str) -> None:
     model = tiny(Transformer)
     x = torch.randn(2, 3, 16, 12).double()
     expected = camkit.LeGrad(model)(x, [1, 2]).maps
     for block in model.blocks:
         assert isinstance(block, Block)
-        block.attention = Attention(block.attention, fused=fused)  # type: ignore[assignment]
+        block.attention = Attention(block.attention, how)  # type: ignore[assignment]
     torch.testing.assert_close(camkit.LeGrad(model)(x, [1, 2]).maps, expected, rtol=1e-9, atol=1e-14)
 
 

@@ -9,7 +9,7 @@ from camkit.dryrun import DryRun
 from camkit.evidence import Evidence, gather
 from camkit.layers import find_stages, locate
 from camkit.tap import as_found
-from families import FAMILIES, TINY, Family, Plain, Residual, Tiny, build, images, tiny
+from families import FAMILIES, TINY, Family, Plain, Residual, Tiny, Transformer, build, images, tiny
 
 
 def evidence_at(model: nn.Module, x: Tensor, layer: str) -> Evidence:
@@ -96,6 +96,15 @@ def test_the_trunk_runs_once(method: type[camkit.Explainer]) -> None:
     seen = count_calls(model, "features.0")
     method(model)(torch.randn(2, 3, 12, 10).double(), 1)
     assert seen == [2]
+
+
+def test_legrad_runs_the_trunk_twice_and_no_more() -> None:
+    model = tiny(Transformer)
+    seen = count_calls(model, "patches")
+    for layer, passes in ((None, 2), ("blocks.0", 2), ("blocks.1", 2)):
+        seen.clear()
+        camkit.LeGrad(model, layer)(torch.randn(2, 3, 16, 12).double(), [[0, 1], [2, 3]])
+        assert seen == [2] * passes
 
 
 def test_a_model_that_is_not_what_it_seems_runs_whole() -> None:

@@ -70,10 +70,11 @@ class LeGrad(Explainer):
     def map_each(self, evidences: Sequence[Evidence]) -> list[torch.Tensor]:
         """Each block's E, of one pass that keeps every block's attention."""
         first, places = evidences[0], [evidence.location for evidence in evidences]
-        with _watched(first.model, [place.name for place in places]) as found:
-            first.model(first.x)
         last = max([*places, *layers.attention_blocks(first.location.dry)], key=lambda place: place.value)
-        after_all = replace(first, location=last)
+        names = dict.fromkeys([*(place.name for place in places), last.name])
+        with _watched(first.model, list(names), len(first.x)) as found:
+            first.model(first.x)
+        after_all = replace(first, location=last, leaf=found[last.name][1])
         return [_sensitivity(after_all, place, *found[place.name]) for place in places]
 
     def join(self, parts: Sequence[torch.Tensor]) -> torch.Tensor:
@@ -100,11 +101,11 @@ def _sensitivity(
 
 @contextmanager
 def _watched(
-    model: nn.Module, names: Sequence[str]
+    model: nn.Module, names: Sequence[str], images: int
 ) -> Iterator[dict[str, tuple[list[torch.Tensor], torch.Tensor]]]:
     """Keeps, during a pass, each block's attentions as leaves ``(N, heads, L, L)`` and its tokens by them."""
     found: dict[str, tuple[list[torch.Tensor], torch.Tensor]] = {}
-    attention, thread = _Attention(), threading.get_ident()
+    attention, thread = _Attention(images), threading.get_ident()
 
     def enter(module: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
         if threading.get_ident() == thread:
@@ -137,8 +138,9 @@ def _watched(
 class _Attention(TorchFunctionMode):
     """Computes attention in the open, and keeps its weights as leaves where there is a gradient."""
 
-    def __init__(self) -> None:
+    def __init__(self, images: int) -> None:
         super().__init__()
+        self.images = images
         self.leaves: list[torch.Tensor] = []
 
     def __torch_function__(
@@ -210,5 +212,6 @@ class _Attention(TorchFunctionMode):
     def _kept(self, weights: torch.Tensor) -> torch.Tensor:
         if not torch.is_grad_enabled():
             return weights
-        self.leaves.append(weights.detach().requires_grad_())
-        return self.leaves[-1]
+        heads = weights.detach().reshape(self.images, -1, *weights.shape[-2:])
+        self.leaves.append(heads.requires_grad_())
+        return heads.reshape(weights.shape)
