@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 import camkit
 import reference
-from camkit.methods.fullgrad import _Biases, _products
+from camkit.methods.fullgrad import _Biases, products
 from families import Block, Branching, Plain, Residual, Skip, Tokens, Transformer, build, tiny
 
 
@@ -199,8 +199,8 @@ def test_gradients_by_input_and_biases_sum_to_the_score(name: str) -> None:
     with _Biases() as biases:
         output = model(leaf)
     scores = output[:, [3, 5]]
-    products = _products(scores, [(leaf, x), *biases.found])
-    total = sum(product.flatten(2).sum(2) for product in products)
+    found = products(scores, [(leaf, x), *biases.found])
+    total = sum(product.flatten(2).sum(2) for product in found)
     torch.testing.assert_close(total, scores.detach(), rtol=1e-8, atol=1e-8)
 
 

@@ -108,14 +108,14 @@ def test_legrad_runs_the_trunk_twice_and_no_more() -> None:
 
 
 def test_a_model_that_is_not_what_it_seems_runs_whole() -> None:
-    """A hook of the user's changes the output: what follows the layer alone would not know."""
+    """Its output depends on how many images there are."""
     model, x = tiny(Plain), torch.randn(2, 3, 12, 10).double()
-    model.fc.register_forward_hook(lambda module, args, output: output.sin())
+    model.fc.register_forward_hook(lambda module, args, out: out.sin() if len(out) == 2 else 2 * out)
     evidence = evidence_at(model, x, "features")
     assert evidence._replay is None
     a = evidence.activation
     torch.testing.assert_close(evidence.rescore(a[None])[0], evidence.scores)
-    expected = model.fc((a / 2).mean((2, 3)))[:, 1:2]
+    expected = model.fc((a / 2).mean((2, 3)))[:, 1:2]  # with the hook
     torch.testing.assert_close(evidence.rescore(a[None] / 2)[0], expected)
 
 

@@ -56,6 +56,8 @@ def batch(model: nn.Module, x: torch.Tensor) -> None:
     tensor("x", x)
     if x.ndim > 0 and len(x) == 0:
         raise ValueError(complaint("x", "at least one input", f"shape {shape_of(x)}"))
+    if x.is_floating_point() and not torch.isfinite(x).all():
+        raise ValueError(complaint("x", "finite values", "NaN or infinity"))
     expected = next(
         (ndim for m in model.modules() for kind, ndim in _CONVOLUTIONS.items() if isinstance(m, kind)),
         None,
@@ -78,10 +80,15 @@ def warn(message: str) -> None:
 
 def positive(name: str, value: object) -> None:
     """Raise unless ``value`` is an int above zero."""
+    index(name, value)
+    if value < 1:  # type: ignore[operator]
+        raise ValueError(complaint(name, "a positive number", value))
+
+
+def index(name: str, value: object) -> None:
+    """Raise a ``TypeError`` unless ``value`` is an int."""
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(complaint(name, "an int", type(value).__name__))
-    if value < 1:
-        raise ValueError(complaint(name, "a positive number", value))
 
 
 def not_negative(name: str, value: object) -> None:

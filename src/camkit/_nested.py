@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import operator
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -22,22 +23,29 @@ def tensors_in(nested: object) -> Iterator[torch.Tensor]:
         yield from tensors_in([getattr(nested, field.name) for field in dataclasses.fields(nested)])
 
 
-def mapped(function: Callable[[torch.Tensor], torch.Tensor], nested: Any) -> Any:
-    """``nested`` with ``function`` of every tensor in the tensor's place."""
-    if isinstance(nested, torch.Tensor):
+def _is_tensor(value: object) -> bool:
+    return isinstance(value, torch.Tensor)
+
+
+def mapped(
+    function: Callable[[Any], Any], nested: Any, is_leaf: Callable[[object], bool] = _is_tensor
+) -> Any:
+    """``nested`` with ``function`` of every leaf in its place; tensors are leaves, if not told otherwise."""
+    if is_leaf(nested):
         return function(nested)
     if isinstance(nested, dict):
         new = copy.copy(nested)
         for key, value in nested.items():
-            new[key] = mapped(function, value)
+            new[key] = mapped(function, value, is_leaf)
         return new
     if isinstance(nested, tuple) and hasattr(nested, "_fields"):
-        return type(nested)(*(mapped(function, value) for value in nested))
+        return type(nested)(*(mapped(function, value, is_leaf) for value in nested))
     if isinstance(nested, list | tuple):
-        return type(nested)(tuple(mapped(function, value) for value in nested))
+        return type(nested)(tuple(mapped(function, value, is_leaf) for value in nested))
     if dataclasses.is_dataclass(nested) and not isinstance(nested, type):
-        fields = [field.name for field in dataclasses.fields(nested) if field.init]
-        return dataclasses.replace(nested, **{n: mapped(function, getattr(nested, n)) for n in fields})
+        names = [field.name for field in dataclasses.fields(nested) if field.init]
+        new_values = {name: mapped(function, getattr(nested, name), is_leaf) for name in names}
+        return dataclasses.replace(nested, **new_values)
     return nested
 
 
@@ -49,14 +57,17 @@ def detached(nested: Any) -> Any:
 def split(nested: Any, size: int, total: int) -> list[Any]:
     """A model's output for ``total`` images as one such output for each ``size`` of them.
 
-    Tensors are cut along their first dimension, and so is a list of one dict per image, as detectors return
+    Tensors are cut along their first dimension, and so is a list of one thing per image, as detectors return
     it; what has not a row per image is in every part.
     """
+
+    def is_row_by_row(value: object) -> bool:
+        if isinstance(value, torch.Tensor):
+            return value.ndim > 0 and len(value) == total
+        if type(value) not in (list, tuple) or len(value) != total:  # type: ignore[arg-type]
+            return False
+        rows = any(tensor.ndim and len(tensor) == total for tensor in tensors_in(value))
+        return not rows or all(isinstance(item, dict) for item in value)  # type: ignore[attr-defined]
+
     parts = [slice(start, start + size) for start in range(0, total, size)]
-    if isinstance(nested, list) and len(nested) == total and all(isinstance(item, dict) for item in nested):
-        return [nested[part] for part in parts]
-
-    def cut(tensor: torch.Tensor, part: slice) -> torch.Tensor:
-        return tensor[part] if tensor.ndim and len(tensor) == total else tensor
-
-    return [mapped(lambda tensor, part=part: cut(tensor, part), nested) for part in parts]  # type: ignore[misc]
+    return [mapped(operator.itemgetter(part), nested, is_row_by_row) for part in parts]

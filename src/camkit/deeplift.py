@@ -1,8 +1,9 @@
 r"""DeepLIFT's rescale rule: multipliers in the place of gradients.
 
-A batch runs whose first half is explained, and whose second half is what it is compared with. A function
-of one number has the multiplier :math:`\Delta f / \Delta x` in the place of its derivative; max pooling gives
-its difference to the position that made it. Everything else keeps its gradient: exact for what is linear.
+What follows the layer runs twice: first on the reference, where the input of each function of one number is
+kept, and then on the activation. There such a function has the multiplier :math:`\Delta f / \Delta x` in the
+place of its derivative, and max pooling gives its difference to the position that made it. Everything else
+keeps its gradient: exact for what is linear.
 
 References:
     Shrikumar et al., *Learning Important Features Through Propagating Activation Differences*, ICML 2017,
@@ -12,50 +13,58 @@ References:
 import torch
 from torch.nn import functional as F
 
-from camkit.propagation import ELEMENTWISE, Call, Propagation, Rule, swap, vector_jacobian
+from camkit.propagation import ELEMENTWISE, Call, Propagation, swap, vector_jacobian
+
+_POOLINGS = frozenset(f"{kind}max_pool{d}d" for kind in ("", "adaptive_") for d in (1, 2, 3))
 
 
-def multipliers(start: torch.Tensor) -> Propagation:
-    """A context in which gradients by ``start``, of the first half of a batch, are multipliers.
+class Recorded(Propagation):
+    """A context that keeps the inputs of functions that have a rule, in the order of their calls.
 
     Args:
-        start: the activation of the first half of the rows; what follows it has twice as many.
+        start: the reference, which is what the layer gives.
     """
-    rules: dict[str, Rule] = dict.fromkeys(ELEMENTWISE, _rescale)
-    rules |= {f"{kind}max_pool{d}d": _max_pool for kind in ("", "adaptive_") for d in (1, 2, 3)}
-    return Propagation(start, rules)
+
+    def __init__(self, start: torch.Tensor) -> None:
+        self.inputs: list[torch.Tensor] = []
+        super().__init__(start, dict.fromkeys(ELEMENTWISE | _POOLINGS, self._keep))
+
+    def _keep(self, call: Call) -> torch.Tensor:
+        self.inputs.append(call.args[0].clone())
+        result: torch.Tensor = call.run()
+        return result
 
 
-def _rescale(call: Call) -> torch.Tensor:
-    def backward(arriving: torch.Tensor, x: torch.Tensor) -> tuple[torch.Tensor]:
-        (now, then), (out_now, out_then) = x.chunk(2), call.run(x).chunk(2)
-        # Where both are the same but for rounding, the multiplier's limit: the derivative.
-        near = (now - then).abs() <= torch.finfo(x.dtype).eps ** 0.75 * torch.maximum(now.abs(), then.abs())
-        derivative = vector_jacobian(call.run, x, torch.ones_like(x)).chunk(2)[0]
-        multiplier = torch.where(near, derivative, (out_now - out_then) / (now - then))
-        return (_first_half(arriving, multiplier * arriving.chunk(2)[0]),)
+def multipliers(start: torch.Tensor, reference: Recorded) -> Propagation:
+    """A context in which gradients by ``start`` are multipliers.
 
-    return swap(call.run, backward, call.args[0])
+    Args:
+        start: the activation, which is what the layer gives.
+        reference: the run to compare with.
+    """
+    inputs = iter(reference.inputs)
 
+    def rule(call: Call) -> torch.Tensor:
+        back = _max_pool if call.name in _POOLINGS else _rescale
+        then = next(inputs)
+        return swap(call.run, lambda arriving, x: (back(call, arriving, x, then),), call.args[0])
 
-def _max_pool(call: Call) -> torch.Tensor:
-    dims = int(call.name[-2])
-    with_indices = getattr(F, f"{call.name}_with_indices")
-
-    def backward(arriving: torch.Tensor, x: torch.Tensor) -> tuple[torch.Tensor]:
-        settings = {key: value for key, value in call.kwargs.items() if key != "return_indices"}
-        out, where = with_indices(x, *call.args[1:], **settings)
-        (now, then), (out_now, out_then), (at_now, at_then) = x.chunk(2), out.chunk(2), where.chunk(2)
-        at = torch.where(out_now >= out_then, at_now, at_then).flatten(-dims)
-        given = ((out_now - out_then) * arriving.chunk(2)[0]).flatten(-dims)
-        difference = (now - then).flatten(-dims)
-        contribution = torch.zeros_like(difference).scatter_add(-1, at, given)
-        multiplier = torch.where(difference != 0, contribution / difference, 0).reshape(now.shape)
-        return (_first_half(arriving, multiplier),)
-
-    return swap(call.run, backward, call.args[0])
+    return Propagation(start, dict.fromkeys(ELEMENTWISE | _POOLINGS, rule))
 
 
-def _first_half(like: torch.Tensor, half: torch.Tensor) -> torch.Tensor:
-    """Both halves, the second zero: what is explained depends on the first alone."""
-    return torch.cat([half, torch.zeros_like(half)])
+def _rescale(call: Call, arriving: torch.Tensor, now: torch.Tensor, then: torch.Tensor) -> torch.Tensor:
+    # Where both are the same but for rounding, the multiplier's limit: the derivative.
+    near = (now - then).abs() <= torch.finfo(now.dtype).eps ** 0.75 * torch.maximum(now.abs(), then.abs())
+    derivative = vector_jacobian(call.run, now, torch.ones_like(now))
+    return arriving * torch.where(near, derivative, (call.run(now) - call.run(then)) / (now - then))
+
+
+def _max_pool(call: Call, arriving: torch.Tensor, now: torch.Tensor, then: torch.Tensor) -> torch.Tensor:
+    dims, with_indices = int(call.name[-2]), getattr(F, f"{call.name}_with_indices")
+    settings = {key: value for key, value in call.kwargs.items() if key != "return_indices"}
+    (out, at), (out_then, at_then) = (with_indices(x, *call.args[1:], **settings) for x in (now, then))
+    place = torch.where(out >= out_then, at, at_then).flatten(-dims)
+    given = ((out - out_then) * arriving).flatten(-dims)
+    difference = (now - then).flatten(-dims)
+    contribution = torch.zeros_like(difference).scatter_add(-1, place, given)
+    return torch.where(difference != 0, contribution / difference, 0).reshape(now.shape)

@@ -106,7 +106,7 @@ class Explainer(ABC):
         _checks.one_of("fuse", self.fuse, maps.FUSIONS)
         several = isinstance(self.layer, list | tuple)
         named: Sequence[Any] = self.layer if isinstance(self.layer, list | tuple) else [self.layer]
-        self._names = [layers.name_of(self.model, one) for one in named if one is not None]
+        self._names = [layers.name_of(self.model, one) for one in named if several or one is not None]
         if len(set(self._names)) < len(self._names) or (several and not self._names):
             raise ValueError(_checks.complaint("layer", "one layer, or several different ones", self._names))
         self.layer = tuple(self._names) if several else self._names[0] if self._names else None

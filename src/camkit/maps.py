@@ -56,7 +56,7 @@ def normalize(maps: torch.Tensor, dims: int = 2) -> torch.Tensor:
 
 def weighted_sum(weights: torch.Tensor, activation: torch.Tensor) -> torch.Tensor:
     """The channels of an activation ``(N, C, *spatial)`` with weights ``(N, K, C)``: ``(N, K, *spatial)``."""
-    return torch.einsum("nkc,nc...->nk...", weights, activation)
+    return torch.einsum("nkc,nc...->nk...", weights.to(activation), activation)
 
 
 def fuse(parts: Sequence[torch.Tensor], how: str = "mean") -> torch.Tensor:

@@ -17,7 +17,7 @@ from camkit._nested import tensors_in
 #: Functions of one number, which act on each entry of a tensor.
 ELEMENTWISE = frozenset(
     ("celu", "elu", "gelu", "hardsigmoid", "hardswish", "hardtanh", "leaky_relu", "logsigmoid", "mish")
-) | frozenset(("relu", "relu6", "selu", "sigmoid", "silu", "softplus", "softsign", "tanh"))
+) | frozenset(("prelu", "relu", "relu6", "selu", "sigmoid", "silu", "softplus", "softsign", "tanh"))
 # What an operator calls itself, and the function of the same meaning.
 _OPERATORS = {"iadd": "add", "radd": "add", "imul": "mul", "rmul": "mul", "truediv": "div", "itruediv": "div"}
 

@@ -16,8 +16,8 @@ class Replay:
 
     A stand-in for the model runs, with its parameters. In it the layer gives the activation, and every module
     that had ended before the layer started gives zeros that take no memory; or, if something after the layer
-    looks at its output (a skip connection), what it gave. It is right for a model that is what its dry run
-    says: who uses it compares.
+    looks at its output (a skip connection), what it gave. Hooks fire on what runs. It is right for a model
+    that is what its dry run says: who uses it compares.
 
     Args:
         model: the model, in evaluation mode.
@@ -37,8 +37,9 @@ class Replay:
         self._needs_input = trace.input in looked_at
         self._kept = {name: tap.output(name) for name in kept}
         self._like = prototype(model)
-        self._model = skeleton(model, device=None)
+        self._model = skeleton(model, device=None, hooks=True)
         self._rows = torch.empty(0)
+        self._has_graph = False
         self._calls: dict[str, int] = {}
         for name, values in ended.items():
             module = self._model.get_submodule(name)
@@ -47,6 +48,9 @@ class Replay:
             else:
                 shapes = [trace.shapes[value] for value in values]
                 module.forward = self._stand_in(name, shapes, trace.input_shape[0], module.forward)
+                if len(values) == len(trace.outputs_of(name)):  # what does not run fires no hook
+                    module._forward_hooks.clear()
+                    module._forward_pre_hooks.clear()
         self._layer = location.name
         self._model.get_submodule(location.name).forward = self._answer
 
@@ -56,9 +60,10 @@ class Replay:
         Raises:
             RuntimeError: if the stand-in did not ask the layer once.
         """
-        self._rows, self._calls = rows, {}
+        self._rows, self._calls, self._has_graph = rows, {}, torch.is_grad_enabled()
         x = self._x[:1].expand(len(rows), *self._x.shape[1:])
-        output = self._model(repeat(self._x, len(rows) // len(self._x)) if self._needs_input else x)
+        with torch.set_grad_enabled(self._has_graph):  # puts back what a layer sets
+            output = self._model(repeat(self._x, len(rows) // len(self._x)) if self._needs_input else x)
         self._rows = torch.empty(0)
         if self._calls.get(self._layer) != 1:
             raise RuntimeError(f"{self._layer!r} was asked {self._calls.get(self._layer, 0)} times")
@@ -70,6 +75,7 @@ class Replay:
 
     def _answer(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         self._count(self._layer)
+        torch.set_grad_enabled(self._has_graph)  # the model may be in a no_grad of its own
         return self._rows.clone()
 
     def _recall(self, name: str) -> Callable[..., torch.Tensor]:

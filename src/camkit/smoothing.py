@@ -5,6 +5,7 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
+from torch import nn
 
 from camkit import _checks, _random, maps
 from camkit.explainer import Explanation
@@ -48,8 +49,9 @@ class Smoothed:
     """
 
     def __init__(self, method: Callable[[torch.Tensor, Target], Explanation], views: Sequence[View]) -> None:
-        if isinstance(method, type):
-            raise TypeError(_checks.complaint("method", "a method such as camkit.GradCAM(model)", method))
+        if isinstance(method, type | nn.Module) or not callable(method):
+            got = method if isinstance(method, type) else type(method).__name__
+            raise TypeError(_checks.complaint("method", "a method such as camkit.GradCAM(model)", got))
         several: Any = views  # also what is none: noise_views itself, or one view
         each = list(several) if isinstance(several, Sequence) else [several]
         if not all(isinstance(view, View) for view in each):
@@ -89,6 +91,7 @@ def noise_views(samples: int = 16, std: float = 0.1, seed: int = 0) -> list[View
     """
     _checks.positive("samples", samples)
     _checks.not_negative("std", std)
+    _checks.not_negative("seed", seed)
 
     def noisy(x: torch.Tensor, sample: int) -> torch.Tensor:
         return x + std * _random.normal(x.shape[1:], x, seed, sample)

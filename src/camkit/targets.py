@@ -17,7 +17,6 @@ import numpy as np
 import torch
 
 from camkit import _checks
-from camkit._nested import tensors_in
 
 #: Classes: nothing (each image's predicted class), a class, a class per image, or several per image.
 Classes = int | Sequence[int] | Sequence[Sequence[int]] | np.ndarray[Any, Any] | torch.Tensor | None
@@ -112,14 +111,14 @@ def class_indices(target: Classes, output: object) -> torch.Tensor:
     return indices
 
 
-def bind(target: Target | Bound, output: Any, count: int) -> Bound:
+def bind(target: Target | Bound, output: Any, count: int | None = None) -> Bound:
     """The target, with what it leaves to the output (the predicted class) settled.
 
     Args:
         target: classes, a key, or a function from the model's output to scores ``(N,)`` or ``(N, K)``; one
             that is bound already stays as it is.
         output: the model's output.
-        count: number of images, N.
+        count: number of images, N; of a function's scores there may be any number if it is not given.
 
     Raises:
         ValueError: for a class out of range, and for a wrong number of targets.
@@ -142,22 +141,25 @@ def _scorer(formula: _Formula, classes: torch.Tensor) -> Callable[[torch.Tensor]
     return lambda logits: formula(logits, rows).reshape(classes.shape)
 
 
-def _checked(function: Callable[[Any], torch.Tensor], count: int) -> Callable[[Any], torch.Tensor]:
+def _checked(function: Callable[[Any], torch.Tensor], count: int | None) -> Callable[[Any], torch.Tensor]:
     def score(output: Any) -> torch.Tensor:
         result = function(output)
         if not isinstance(result, torch.Tensor):
             got = type(result).__name__
             raise TypeError(_checks.complaint("target", "a function that returns a tensor", got))
-        if result.ndim not in (1, 2) or len(result) != count or result.numel() == 0:
+        if result.ndim not in (1, 2) or count not in (None, len(result)) or result.numel() == 0:
             expected = f"a function that returns {count} or {count} x K scores for {count} images"
+            expected = expected if count else "a function that returns one score or K per image"
             got = _checks.shape_of(result) or "a single number"
             raise ValueError(_checks.complaint("target", expected, got))
+        if not result.is_floating_point():
+            raise TypeError(_checks.complaint("target", "a function that returns floats", result.dtype))
         return result
 
     return score
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _OfClasses:
     """A formula of the logits, for each of some classes."""
 
@@ -167,7 +169,7 @@ class _OfClasses:
     def __call__(self, output: torch.Tensor) -> torch.Tensor:
         return _scorer(self.formula, class_indices(self.classes, output))(output)
 
-    def bind(self, output: torch.Tensor, count: int) -> Bound:
+    def bind(self, output: torch.Tensor, count: int | None = None) -> Bound:
         classes = class_indices(self.classes, output)
         return Bound(_scorer(self.formula, classes), replace(self, classes=classes), about=classes)
 
@@ -203,7 +205,7 @@ def _negative(logits: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
     return -logits.gather(1, classes)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Contrast:
     """Scores of classes, less a share of the mean score of others."""
 
@@ -213,16 +215,16 @@ class _Contrast:
     similar: int | None = None
 
     def __call__(self, output: torch.Tensor) -> torch.Tensor:
-        return self.bind(output, len(output)).score(output)
+        return self.bind(output).score(output)
 
-    def bind(self, output: torch.Tensor, count: int) -> Bound:
+    def bind(self, output: torch.Tensor, count: int | None = None) -> Bound:
         classes = class_indices(self.classes, output)
-        rows = classes.reshape(count, -1)
+        rows = classes.reshape(len(output), -1)
         if output.shape[1] < 2:
             raise ValueError(_checks.complaint("target", "a model with two classes or more to compare", 1))
         if self.similar is None:
             against = class_indices(self.against, output)
-            others = against.reshape(count, 1, -1).expand(-1, rows.shape[1], -1)
+            others = against.reshape(len(output), 1, -1).expand(-1, rows.shape[1], -1)
         elif self.against is not None:
             others = torch.as_tensor(self.against, device=output.device)
         else:
@@ -292,6 +294,7 @@ def pixels(mask: torch.Tensor | np.ndarray[Any, Any], category: int) -> Callable
         ValueError: if an image's mask is empty.
     """
     chosen = torch.as_tensor(mask)
+    _checks.index("category", category)
     if chosen.dtype != torch.bool or chosen.ndim not in (2, 3):
         got = f"{chosen.dtype}, {_checks.shape_of(chosen)}"
         raise ValueError(_checks.complaint("mask", "bools (H, W) or (N, H, W)", got))
@@ -308,9 +311,11 @@ def pixels(mask: torch.Tensor | np.ndarray[Any, Any], category: int) -> Callable
             expected = f"a category in [0, {output.shape[1]})"
             raise ValueError(_checks.complaint("category", expected, category))
         if chosen.shape[-2:] != output.shape[-2:] or (chosen.ndim == 3 and len(chosen) != len(output)):
-            expected = f"the output's size {_checks.shape_of(output.shape[-2:])}"
+            size = _checks.shape_of(output.shape[-2:])
+            expected = f"the output's size {size}, for all or each of {len(output)} images"
             raise ValueError(_checks.complaint("mask", expected, _checks.shape_of(chosen)))
-        return (output[:, category] * chosen.to(output)).sum((1, 2))
+        inside = chosen.to(output.device).expand(len(output), *output.shape[-2:])
+        return torch.where(inside, output[:, category], 0).sum((1, 2))
 
     return score
 
@@ -334,7 +339,8 @@ def box(corners: Sequence[float] | torch.Tensor, label: int) -> Callable[[Any], 
         Petsiuk et al., *Black-box Explanation of Object Detectors via Saliency Maps*, CVPR 2021,
         where the similarity also compares all class probabilities.
     """
-    wanted = torch.as_tensor(corners, dtype=torch.float32)
+    wanted = torch.as_tensor(corners)
+    _checks.index("label", label)
     if wanted.ndim not in (1, 2) or wanted.shape[-1] != 4 or not (wanted[..., 2:] > wanted[..., :2]).all():
         expected = "(x1, y1, x2, y2) with x1 < x2 and y1 < y2, or one such per image"
         raise ValueError(_checks.complaint("corners", expected, wanted.tolist()))
@@ -387,7 +393,7 @@ def similarity(embedding: torch.Tensor) -> Callable[[Any], torch.Tensor]:
     return score
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Entry:
     """A target of one entry of the output."""
 
@@ -398,9 +404,14 @@ class _Entry:
         try:
             if isinstance(output, torch.Tensor):  # which would give one image, or an attribute
                 raise TypeError
-            if isinstance(self.key, str) and not isinstance(output, dict):
-                return getattr(output, self.key)
-            return output[self.key]
+            is_field = isinstance(self.key, str) and not isinstance(output, dict)
+            if (
+                is_field
+                and isinstance(output, list | tuple)
+                and self.key not in getattr(output, "_fields", ())
+            ):
+                raise TypeError  # "count" and "index" are no entries
+            return getattr(output, str(self.key)) if is_field else output[self.key]
         except (KeyError, IndexError, TypeError, AttributeError) as error:
             keys = list(output) if isinstance(output, dict) else getattr(output, "_fields", None)
             keys = keys or list(getattr(output, "__dataclass_fields__", ()))
@@ -412,10 +423,9 @@ class _Entry:
             raise TypeError(_checks.complaint("target", f"an output that has {self.key!r}", got)) from error
 
     def __call__(self, output: Any) -> torch.Tensor:
-        entry = self._entry(output)
-        return bind(self.target, entry, len(next(tensors_in(entry)))).score(entry)
+        return self.bind(output).score(output)
 
-    def bind(self, output: Any, count: int) -> Bound:
+    def bind(self, output: Any, count: int | None = None) -> Bound:
         inner = bind(self.target, self._entry(output), count)
         logits = inner.logits
         return Bound(

@@ -210,16 +210,16 @@ class _Recorder(TorchFunctionMode):
         return result
 
 
-def skeleton(model: nn.Module, device: str | None = "meta") -> nn.Module:
+def skeleton(model: nn.Module, device: str | None = "meta", *, hooks: bool = False) -> nn.Module:
     """A stand-in for a model: its modules anew, in evaluation mode.
 
     What is neither a module nor a tensor is shared with the model, so that this works where
-    ``copy.deepcopy`` does not. Hooks come along only if they are torch's or camkit's: a user's would fire
-    for a pass that nobody made.
+    ``copy.deepcopy`` does not.
 
     Args:
         model: any module.
         device: where its tensors are: ``"meta"``, or ``None`` to share its parameters and copy its buffers.
+        hooks: whether a user's hooks come along, which then fire for its passes; torch's and camkit's do.
     """
     made: dict[int, Any] = {}
 
@@ -230,7 +230,7 @@ def skeleton(model: nn.Module, device: str | None = "meta") -> nn.Module:
             made[id(value)] = module = object.__new__(type(value))
             for key, attribute in vars(value).items():
                 if key in ("_forward_hooks", "_forward_pre_hooks"):
-                    own = ((number, hook) for number, hook in attribute.items() if _is_own(hook))
+                    own = ((number, hook) for number, hook in attribute.items() if hooks or _is_own(hook))
                     vars(module)[key] = OrderedDict(own)
                 else:
                     vars(module)[key] = rebuild(attribute)

@@ -37,8 +37,7 @@ class FullGrad:
     Raises:
         TypeError: if ``model`` is no module.
 
-    Departs from the paper: nothing; layers whose output has not as many dimensions as the input have no place
-    in the map, there as here.
+    Departs from the paper: nothing; linear layers have no place in the map, there as here.
 
     References:
         Srinivas and Fleuret, *Full-Gradient Representation for Neural Network Visualization*, NeurIPS 2019,
@@ -71,35 +70,49 @@ class FullGrad:
         """
         _checks.batch(self.model, x)
         size = tuple(x.shape[2:])
+        if not size:
+            expected = "inputs with a spatial size, (N, C, H, W)"
+            raise ValueError(_checks.complaint("x", expected, f"shape {_checks.shape_of(x)}"))
         with as_found(self.model), torch.enable_grad():
             leaf = x.detach().clone().requires_grad_()
             with _Biases() as biases:
                 output = self.model(leaf)
             bound = bind(target, output, len(x))
             scores = bound.score(output)
-            products = _products(scores.reshape(len(x), -1), [(leaf, x), *biases.found])
-        spatial = [maps.resize(_rescaled(p), size).sum(2) for p in products if p.ndim == x.ndim + 1]
-        found = torch.stack(spatial).sum(0)
+            of_input, *of_biases = products(scores.reshape(len(x), -1), [(leaf, x), *biases.found])
+        spatial = [of_input, *(p for p, is_map in zip(of_biases, biases.are_maps, strict=True) if is_map)]
+        found = torch.stack([maps.resize(_rescaled(p), size).sum(2) for p in spatial]).sum(0)
         shown = found[:, 0] if scores.ndim == 1 else found
-        return Explanation(shown, detached(output), bound.target, "", size)
+        return Explanation(shown, detached(output), bound.target, "", size, classes=bound.about)
 
 
-def _products(scores: torch.Tensor, places: list[tuple[torch.Tensor, torch.Tensor]]) -> list[torch.Tensor]:
-    """Of each place and its factor, the gradient by it times that factor, ``(N, K, ...)``."""
+def products(scores: torch.Tensor, places: list[tuple[torch.Tensor, torch.Tensor]]) -> list[torch.Tensor]:
+    """Of each place and its factor, the gradient of the scores ``(N, K)`` by it times that factor.
+
+    Args:
+        scores: what to derive.
+        places: the input first, then what was added for each bias; each with its factor.
+
+    Returns:
+        For each, shape ``(N, K, ...)``; zeros where no score depends on it.
+
+    Raises:
+        ValueError: if the scores do not depend on the input.
+    """
+    leaves = [leaf for leaf, _ in places]
     found: list[list[torch.Tensor]] = [[] for _ in places]
     for k in range(scores.shape[1]):
         start = torch.zeros_like(scores)
         start[:, k] = 1
-        if not scores.requires_grad:
+        gradients: tuple[torch.Tensor | None, ...] = (None,)
+        if scores.requires_grad:
+            gradients = torch.autograd.grad(scores, leaves, start, retain_graph=True, allow_unused=True)
+        if gradients[0] is None:
             expected = "a score that depends on the input through a gradient"
             raise ValueError(_checks.complaint("target", expected, "one that does not"))
-        leaves = [leaf for leaf, _ in places]
-        gradients: tuple[torch.Tensor | None, ...] = torch.autograd.grad(
-            scores, leaves, start, retain_graph=True, allow_unused=True
-        )
         for made, gradient, (leaf, factor) in zip(found, gradients, places, strict=True):
             made.append(torch.zeros_like(leaf) if gradient is None else gradient * factor)
-    return [torch.stack(products, 1).detach() for products in found]
+    return [torch.stack(made, 1).detach() for made in found]
 
 
 def _rescaled(products: torch.Tensor) -> torch.Tensor:
@@ -113,6 +126,7 @@ class _Biases(TorchFunctionMode):
     def __init__(self) -> None:
         super().__init__()
         self.found: list[tuple[torch.Tensor, torch.Tensor]] = []
+        self.are_maps: list[bool] = []  # and not what a linear layer gives
 
     def __torch_function__(
         self,
@@ -126,9 +140,11 @@ class _Biases(TorchFunctionMode):
         if bias is None or not result.requires_grad:
             return result
         zeros = torch.zeros_like(result, requires_grad=True)
+        is_linear = func is F.linear
         channels = [1] * result.ndim
-        channels[-1 if func is F.linear else 1] = -1
+        channels[-1 if is_linear else 1] = -1
         self.found.append((zeros, bias.detach().reshape(channels)))
+        self.are_maps.append(not is_linear and result.ndim > 2)
         return result + zeros
 
 

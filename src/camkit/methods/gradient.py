@@ -319,6 +319,7 @@ class ShapleyCAM(Explainer):
                 g = gradients(scores[:, k : k + 1], leaf, name, keep=True, create_graph=True)[:, 0]
                 curvature = _hessian_product(g, leaf, activation)
                 weights.append((g - curvature / 2).detach().flatten(2).mean(2))
+                evidence.require_reach(g)
         return weighted_sum(torch.stack(weights, 1), activation).relu()
 
 

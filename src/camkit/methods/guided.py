@@ -44,7 +44,8 @@ class GuidedGradCAM(GradCAM):
     def map(self, evidence: Evidence) -> torch.Tensor:
         """The raw maps ``(N, K, *size)``, signed."""
         guided, _ = _guided(evidence.model, evidence.x, evidence.bound)
-        return evidence.resize(super().map(evidence)) * guided.sum(2)
+        grad_cam = evidence.resize(super().map(evidence))
+        return grad_cam * guided.sum(2).to(grad_cam)
 
 
 def guided_backprop(model: nn.Module, x: torch.Tensor, target: Target = None) -> torch.Tensor:

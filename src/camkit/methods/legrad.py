@@ -154,7 +154,7 @@ class _Attention(TorchFunctionMode):
         if name == "multi_head_attention_forward":
             return self._attend_with_heads(*args, **kwargs)
         if name == "scaled_dot_product_attention":
-            return self._attend(*args, **kwargs)
+            return self._attend(*args, **kwargs)[0]
         result = func(*args, **kwargs)
         is_attention = name == "softmax" and result.ndim > 2 and result.shape[-1] == result.shape[-2]
         return self._kept(result) if is_attention else result
@@ -169,14 +169,15 @@ class _Attention(TorchFunctionMode):
         is_causal: bool = False,
         scale: float | None = None,
         **others: Any,
-    ) -> torch.Tensor:
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         logits = query @ key.mT * (query.shape[-1] ** -0.5 if scale is None else scale)
         if is_causal:
             attn_mask = torch.ones_like(logits, dtype=torch.bool).tril()
         if attn_mask is not None:
             is_bool = attn_mask.dtype == torch.bool
             logits = logits.masked_fill(~attn_mask, -torch.inf) if is_bool else logits + attn_mask
-        return self._kept(logits.softmax(-1)) @ value
+        weights = self._kept(logits.softmax(-1))
+        return weights @ value, weights
 
     def _attend_with_heads(
         self,
@@ -206,8 +207,9 @@ class _Attention(TorchFunctionMode):
             F.linear(tokens, w, b).unflatten(2, (heads, -1)).permute(1, 2, 0, 3)  # (N, heads, L, E / heads)
             for tokens, w, b in zip((query, key, value), weight.chunk(3), biases, strict=True)
         )
-        found = self._attend(q, k, v, attn_mask).permute(2, 0, 1, 3).flatten(2)
-        return F.linear(found, out_weight, out_bias), self.leaves[-1].mean(1) if need_weights else None
+        found, weights = self._attend(q, k, v, attn_mask)
+        joined = F.linear(found.permute(2, 0, 1, 3).flatten(2), out_weight, out_bias)
+        return joined, weights.mean(1) if need_weights else None
 
     def _kept(self, weights: torch.Tensor) -> torch.Tensor:
         if not torch.is_grad_enabled():

@@ -54,21 +54,22 @@ class Perturbing(Explainer):
 
 
 class MaskingInput(Perturbing):
-    """What the methods share that look at the input behind masks."""
+    """What the methods share that look at the input behind masks made of each channel."""
 
-    def masked_scores(
-        self, evidence: Evidence, masks: Callable[[range], torch.Tensor], samples: int = 1
-    ) -> torch.Tensor:
-        """The softmax probabilities, or scores, of the input behind the masks of each channel.
+    samples: int = 1
 
-        Args:
-            evidence: the evidence.
-            masks: from M numbers below ``samples * C`` to the masks ``(M, N, *size)``.
-            samples: how many masks there are of each of C channels.
+    def masks(self, evidence: Evidence, chunk: range) -> torch.Tensor:
+        """Masks ``(M, N, *size)``: number i is sample ``i // C`` of channel ``i % C``."""
+        channels = evidence.activation.shape[1]
+        return to_masks(evidence, evidence.activation[:, [i % channels for i in chunk]])
 
-        Returns:
-            Means over the samples, ``(N, K, C)``.
-        """
+    def map(self, evidence: Evidence) -> torch.Tensor:
+        """The raw maps ``(N, K, *spatial)``, never negative."""
+        scores = self.masked_scores(evidence, lambda chunk: self.masks(evidence, chunk))
+        return maps.weighted_sum(scores, evidence.activation).relu()
+
+    def masked_scores(self, evidence: Evidence, masks: Callable[[range], torch.Tensor]) -> torch.Tensor:
+        """Means over samples of the probabilities, or scores, of the input behind masks, ``(N, K, C)``."""
         x, probability = evidence.x, evidence.bound.of_classes(targets.softmax)
         channels = evidence.activation.shape[1]
 
@@ -76,8 +77,8 @@ class MaskingInput(Perturbing):
             outputs = evidence.outputs_of_inputs(x * masks(chunk)[:, :, None].to(x))
             return torch.stack([probability(output).reshape(len(x), -1) for output in outputs])
 
-        scores = self.in_chunks(rescore, samples * channels, len(x))
-        return scores.reshape(samples, channels, len(x), -1).mean(0).permute(1, 2, 0)
+        scores = self.in_chunks(rescore, self.samples * channels, len(x))
+        return scores.reshape(self.samples, channels, len(x), -1).mean(0).permute(1, 2, 0)
 
 
 class ScoreCAM(MaskingInput):
@@ -107,12 +108,6 @@ class ScoreCAM(MaskingInput):
     formula = r"\mathrm{ReLU} \sum_k p_c(x \odot H(A^k)) A^k,\; H(A) = \mathrm{minmax}(\mathrm{up}(A))"
     paper = "Wang et al., CVPRW 2020"
     passes = "1 + C forward"
-
-    def map(self, evidence: Evidence) -> torch.Tensor:
-        """The raw maps ``(N, K, *spatial)``, never negative."""
-        activation = evidence.activation
-        scores = self.masked_scores(evidence, lambda chunk: _masks(evidence, activation[:, chunk]))
-        return maps.weighted_sum(scores, activation).relu()
 
 
 @dataclass(eq=False, kw_only=True)
@@ -156,18 +151,12 @@ class SSCAM(MaskingInput):
         _checks.positive("samples", self.samples)
         _checks.not_negative("std", self.std)
 
-    def map(self, evidence: Evidence) -> torch.Tensor:
-        """The raw maps ``(N, K, *spatial)``, never negative."""
+    def masks(self, evidence: Evidence, chunk: range) -> torch.Tensor:
+        """Masks of the channels with noise."""
         activation = evidence.activation
-        channels, size = activation.shape[1], activation.shape[2:]
-
-        def masks(chunk: range) -> torch.Tensor:
-            noise = torch.stack([_random.normal(size, activation, self.seed, i) for i in chunk])
-            chosen = [i % channels for i in chunk]
-            return _masks(evidence, activation[:, chosen] + self.std * noise)
-
-        scores = self.masked_scores(evidence, masks, self.samples)
-        return maps.weighted_sum(scores, activation).relu()
+        channels, *size = activation.shape[1:]
+        noise = torch.stack([_random.normal(size, activation, self.seed, i) for i in chunk])
+        return to_masks(evidence, activation[:, [i % channels for i in chunk]] + self.std * noise)
 
 
 @dataclass(eq=False, kw_only=True)
@@ -204,18 +193,12 @@ class ISCAM(MaskingInput):
         super().__post_init__()
         _checks.positive("samples", self.samples)
 
-    def map(self, evidence: Evidence) -> torch.Tensor:
-        """The raw maps ``(N, K, *spatial)``, never negative."""
-        activation = evidence.activation
-        channels = activation.shape[1]
-
-        def masks(chunk: range) -> torch.Tensor:
-            whole = _masks(evidence, activation[:, [i % channels for i in chunk]])
-            steps = whole.new_tensor([(i // channels + 1) / self.samples for i in chunk])
-            return whole * steps.reshape(-1, *[1] * (whole.ndim - 1))
-
-        scores = self.masked_scores(evidence, masks, self.samples)
-        return maps.weighted_sum(scores, activation).relu()
+    def masks(self, evidence: Evidence, chunk: range) -> torch.Tensor:
+        """Masks of the channels, scaled by the step."""
+        whole = super().masks(evidence, chunk)
+        channels = evidence.activation.shape[1]
+        steps = whole.new_tensor([(i // channels + 1) / self.samples for i in chunk])
+        return whole * steps.reshape(-1, *[1] * (whole.ndim - 1))
 
 
 class AblationCAM(Perturbing):
@@ -256,6 +239,7 @@ class AblationCAM(Perturbing):
             return evidence.rescore(edited)
 
         without = self.in_chunks(rescore, activation.shape[1], len(activation)).permute(1, 2, 0)
+        evidence.require_reach(scores[:, :, None] - without)
         drop = (scores[:, :, None] - without) / scores[:, :, None]
         weights = torch.where(scores[:, :, None] != 0, drop, 0)
         return maps.weighted_sum(weights, activation).relu()
@@ -311,13 +295,12 @@ class PolyCAM(MaskingInput):
 
     def map(self, evidence: Evidence) -> torch.Tensor:
         """One layer's I, ``(N, K, *spatial)``."""
-        activation = evidence.activation
 
         def kept(chunk: range) -> torch.Tensor:
-            return _masks(evidence, activation[:, chunk])
+            return self.masks(evidence, chunk)
 
         def lost(chunk: range) -> torch.Tensor:
-            return 1 - kept(chunk)
+            return 1 - self.masks(evidence, chunk)
 
         weights = torch.zeros_like(evidence.scores)[:, :, None]
         if self.weights != "-":
@@ -325,7 +308,7 @@ class PolyCAM(MaskingInput):
         if self.weights != "+":
             whole = evidence.bound.of_classes(targets.softmax)(evidence.output).reshape(evidence.scores.shape)
             weights = weights + whole[:, :, None] - self.masked_scores(evidence, lost)
-        return maps.weighted_sum(weights.relu(), activation).relu()
+        return maps.weighted_sum(weights.relu(), evidence.activation).relu()
 
     def join(self, parts: Sequence[torch.Tensor]) -> torch.Tensor:
         """P of the finest layer."""
@@ -337,6 +320,6 @@ class PolyCAM(MaskingInput):
         return found
 
 
-def _masks(evidence: Evidence, channels: torch.Tensor) -> torch.Tensor:
+def to_masks(evidence: Evidence, channels: torch.Tensor) -> torch.Tensor:
     """Channels ``(N, M, *spatial)`` as masks of the input in [0, 1], ``(M, N, *size)``."""
     return maps.normalize(evidence.resize(channels), len(evidence.x.shape[2:])).transpose(0, 1)

@@ -61,11 +61,15 @@ def contributions(evidence: Evidence) -> tuple[torch.Tensor, torch.Tensor]:
     """DeepLIFT's contribution of each channel ``(N, K, C)``, and the score less that of zeros ``(N, K)``."""
     with torch.enable_grad():
         leaf = evidence.activation.clone().requires_grad_()
-        with deeplift.multipliers(leaf):
-            outputs = evidence.outputs(torch.stack([leaf, torch.zeros_like(leaf)]))
-        scores, without = (evidence.score(output) for output in outputs)
-    found = gradients(scores, leaf, evidence.location.name) * evidence.activation[:, None]
-    return found.flatten(3).sum(3), (scores - without).detach()
+        zeros = torch.zeros_like(leaf)
+        with torch.no_grad(), deeplift.Recorded(zeros) as reference:
+            (empty,) = evidence.outputs(zeros[None])
+        with deeplift.multipliers(leaf, reference):
+            (output,) = evidence.outputs(leaf[None])
+        scores, without = evidence.score(output), evidence.score(empty)
+    multipliers = gradients(scores, leaf, evidence.location.name)
+    evidence.require_reach(multipliers)
+    return (multipliers * evidence.activation[:, None]).flatten(3).sum(3), (scores - without).detach()
 
 
 class RelevanceCAM(Explainer):
@@ -106,7 +110,8 @@ class RelevanceCAM(Explainer):
         with torch.enable_grad():
             leaf = activation.clone().requires_grad_()
             with lrp.Relevance(leaf, place.dry.kind) as rules:
-                (output,) = evidence.outputs(leaf[None])
+                # Two rows at least, so that what has one row for all images is known for a constant.
+                output, *_ = evidence.outputs(torch.stack([leaf] * (2 if len(leaf) == 1 else 1)))
             scores = start(output).reshape(evidence.scores.shape)
         relevance = gradients(scores, leaf, place.name, keep=True)
         ends = [tensor for tensor in tensors_in(output) if tensor.requires_grad]

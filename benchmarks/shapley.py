@@ -1,0 +1,164 @@
+"""How near the weights that methods give the channels come to the channels' exact Shapley values.
+
+``python benchmarks/shapley.py`` prints a Markdown table of correlations over the channels: the mean over
+images and over networks that were trained to tell the directions of noisy waves, and in brackets the lowest
+of the networks' means. The Shapley values are those of the game whose players are the channels: one outside
+the coalition is zero at the layer, and the worth of a coalition is the score of the predicted class. Every
+coalition is run.
+"""
+
+import argparse
+import math
+from collections.abc import Callable
+from contextlib import ExitStack
+from unittest import mock
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import camkit
+from camkit import maps
+from camkit.explainer import Explainer
+from camkit.methods import activation, gradient, relevance
+
+CLASSES = 6
+METHODS = (
+    camkit.LIFTCAM,
+    camkit.AblationCAM,
+    camkit.XGradCAM,
+    camkit.ShapleyCAM,
+    camkit.GradCAM,
+    camkit.GradCAMPlusPlus,
+    camkit.ScoreCAM,
+    camkit.RandomCAM,
+)
+#: The positions that the head sees after average pooling, and its function.
+HEADS: dict[str, tuple[int, type[nn.Module]]] = {
+    "global pooling, ReLU": (1, nn.ReLU),
+    "global pooling, SiLU": (1, nn.SiLU),
+    "4 × 4 positions, ReLU": (4, nn.ReLU),
+}
+
+
+def waves(count: int) -> tuple[Tensor, Tensor]:
+    """Noisy waves ``(N, 1, 16, 16)``, and their directions."""
+    classes, phase = torch.randint(CLASSES, (count,)), 2 * math.pi * torch.rand(count, 1, 1)
+    angle = (classes * math.pi / CLASSES)[:, None, None]
+    at = torch.arange(16) - 7.5
+    along = at[:, None] * angle.sin() + at * angle.cos()
+    return ((1.2 * along + phase).cos() + 0.7 * torch.randn(count, 16, 16))[:, None].double(), classes
+
+
+def network(channels: int, grid: int, function: type[nn.Module], steps: int) -> nn.Sequential:
+    """Two convolutions, average pooling and two hidden layers, trained."""
+    features = nn.Sequential(
+        nn.Conv2d(1, channels, 5, padding=2),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Conv2d(channels, channels, 3, padding=1),
+        nn.ReLU(),
+    )
+    hidden = [
+        nn.Linear(channels * grid**2, 24),
+        function(),
+        nn.Linear(24, 24),
+        function(),
+        nn.Linear(24, CLASSES),
+    ]
+    head = nn.Sequential(nn.AdaptiveAvgPool2d(grid), nn.Flatten(), *hidden)
+    model = nn.Sequential(features, head).double()
+    optimizer = torch.optim.Adam(model.parameters(), 0.01)
+    for _ in range(steps):
+        x, classes = waves(64)
+        optimizer.zero_grad()
+        F.cross_entropy(model(x), classes).backward()
+        optimizer.step()
+    return model.eval()
+
+
+def shapley(head: Callable[[Tensor], Tensor], activation: Tensor, classes: Tensor) -> Tensor:
+    """The exact Shapley values ``(N, C)`` of the channels of an activation ``(N, C, h, w)``."""
+    channels = activation.shape[1]
+    numbers = torch.arange(2**channels)
+    inside = (numbers[:, None] >> torch.arange(channels)) & 1 > 0
+    with torch.no_grad():
+        worth = torch.stack(
+            [
+                head(torch.where(inside[:, :, None, None], image, 0))[:, c]
+                for image, c in zip(activation, classes.tolist(), strict=True)
+            ]
+        )
+    by_size = [1 / (channels * math.comb(channels - 1, size)) for size in range(channels)]
+    shares = torch.tensor([*by_size, 0.0], dtype=worth.dtype)[inside.sum(1)]
+    values = []
+    for k in range(channels):
+        without = numbers[~inside[:, k]]
+        gains = worth[:, without | 1 << k] - worth[:, without]
+        values.append((shares[without] * gains).sum(1))
+    return torch.stack(values, 1)
+
+
+def weights(method: Callable[..., Explainer], model: nn.Module, x: Tensor, classes: Tensor) -> Tensor:
+    """What a method weighs the channels by, ``(N, C)``: what it hands to the function that sums them."""
+    kept: list[Tensor] = []
+    its_own = maps.weighted_sum
+
+    def weighted_sum(weights: Tensor, activation: Tensor) -> Tensor:
+        kept.append(weights)
+        return its_own(weights, activation)
+
+    with ExitStack() as stack:
+        for module in (maps, activation, gradient, relevance):
+            stack.enter_context(mock.patch.object(module, "weighted_sum", weighted_sum))
+        method(model, "0")(x, classes)
+    (found,) = kept
+    return found[:, 0]
+
+
+def correlations(model: nn.Sequential, count: int) -> dict[str, float]:
+    """Each method's mean correlation with the exact values on new images."""
+    x, _ = waves(count)
+    with torch.no_grad():
+        at, classes = model[0](x), model(x).argmax(1)
+    exact = shapley(model[1], at, classes)
+    contestants = {method.__name__: weights(method, model, x, classes) for method in METHODS}
+    # Its weight is per unit of the activation, of which this is a channel's sum.
+    contestants["GradCAM, weight × sum of the channel"] = contestants["GradCAM"] * at.sum((2, 3))
+
+    def correlation(given: Tensor) -> float:
+        ours, theirs = (v - v.mean(1, keepdim=True) for v in (given, exact))
+        return F.cosine_similarity(ours, theirs).mean().item()
+
+    return {name: correlation(given) for name, given in contestants.items()}
+
+
+def main() -> None:
+    """Prints the table."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--seed", type=int, default=0, help="seed of the first network")
+    parser.add_argument("--networks", type=int, default=5, help="how many networks, each with the next seed")
+    parser.add_argument("--images", type=int, default=20, help="images a network")
+    parser.add_argument(
+        "--channels", type=int, default=8, help="channels at the layer: 2^C coalitions are run"
+    )
+    parser.add_argument("--steps", type=int, default=300, help="training steps; 0 for random networks")
+    given = parser.parse_args()
+    torch.set_num_threads(1)  # the networks are tiny
+    columns: dict[str, dict[str, list[float]]] = {}
+    for head, (grid, function) in HEADS.items():
+        columns[head] = {}
+        for seed in range(given.seed, given.seed + given.networks):
+            torch.manual_seed(seed)
+            found = correlations(network(given.channels, grid, function, given.steps), given.images)
+            for name, value in found.items():
+                columns[head].setdefault(name, []).append(value)
+    print("| weights of |", " | ".join(columns), "|")
+    print("|---|" + "---|" * len(columns))
+    for name in next(iter(columns.values())):
+        cells = [f"{sum(c[name]) / given.networks:.3f} ({min(c[name]):.2f})" for c in columns.values()]
+        print(f"| {name} |", " | ".join(cells), "|")
+
+
+if __name__ == "__main__":
+    main()
