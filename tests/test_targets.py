@@ -704,14 +704,17 @@ def test_box_while_a_channel_is_left_out() -> None:
 
 
 @pytest.mark.parametrize(
-    "kind", [lambda found: {"found": found}, lambda found: (torch.zeros(3), found), tuple]
+    ("kind", "target"),
+    [
+        (lambda found: {"found": found}, key("found", targets.box(A, 1))),
+        (lambda found: (torch.zeros(3), found), key(1, targets.box(A, 1))),
+        (tuple, targets.box(A, 1)),
+    ],
 )
-def test_detections_wherever_they_lie_in_the_output(kind: Any) -> None:
+def test_detections_wherever_they_lie_in_the_output(kind: Any, target: Any) -> None:
     """Cut into images where the output holds a list of one dict for each of them."""
     found = [detections((A, 1, float(n))) for n in range(6)]
     parts = split(kind(found), 2, 6)
-    target = {dict: key("found", targets.box(A, 1)), tuple: key(1, targets.box(A, 1))}[type(kind(found))]
-    target = targets.box(A, 1) if kind is tuple else target
     assert [bind(target, part, 2).score(part).tolist() for part in parts] == [[0, 1], [2, 3], [4, 5]]
 
 
@@ -727,4 +730,4 @@ def test_a_method_of_a_tuple_is_no_entry() -> None:
     with pytest.raises(
         TypeError, match="^target: expected an output that has 'count', got an output of type tuple"
     ):
-        key("count")((FIRST, SECOND))
+        key("count")((FIRST, FIRST))
