@@ -320,6 +320,25 @@ def test_threads_share_a_model_in_training_mode() -> None:
     assert fingerprint(model) == before
 
 
+def test_threads_share_a_part_of_a_model_in_training_mode() -> None:
+    """One explains the whole and is done first, while another is inside a part of it."""
+
+    part = Plain().train()
+    whole = nn.Sequential(part)
+    x = torch.randn(2, 3, 12, 10)
+    before = fingerprint(whole)
+
+    def done_first(output: Tensor) -> Tensor:
+        other = threading.Thread(target=lambda: camkit.GradCAM(whole, "0.features")(x, 1))
+        other.start()
+        other.join(20)
+        assert not any(module.training for module in part.modules())
+        return output[:, 1]
+
+    camkit.GradCAM(part)(x, done_first)
+    assert fingerprint(whole) == before
+
+
 def test_other_numbers_of_dimensions() -> None:
     signal = nn.Sequential(
         nn.Conv1d(2, 4, 5), nn.ReLU(), nn.AdaptiveAvgPool1d(1), nn.Flatten(), nn.Linear(4, 3)

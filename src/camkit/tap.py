@@ -4,7 +4,6 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
@@ -99,15 +98,15 @@ class Tap:
 
 @dataclass
 class _Visit:
-    """The explanations that one model is in the middle of, in all threads."""
+    """How many explanations one module is in the middle of, in all threads, and the mode that it was in."""
 
     count: int
-    training: list[nn.Module]
-    random_state: torch.Tensor
-    cuda_random_states: list[torch.Tensor]
+    training: bool
 
 
-_visits: WeakKeyDictionary[nn.Module, _Visit] = WeakKeyDictionary()
+# By the module's id: one model may be a part of another.
+_visits: dict[int, _Visit] = {}
+_random_states: list[torch.Tensor] = []
 _lock = threading.Lock()
 
 
@@ -117,27 +116,29 @@ def as_found(model: nn.Module) -> Iterator[None]:
 
     The first of several threads saves them, and the last puts them back.
     """
+    modules = list(model.modules())
     with _lock:
-        if model not in _visits:
+        if not _visits:
             cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
-            _visits[model] = _Visit(0, [], torch.get_rng_state(), cuda)
-        visit = _visits[model]
-        visit.count += 1
-        # Set and not called: a model's own eval() and train() may do more than set a flag.
-        for module in model.modules():
+            _random_states[:] = [torch.get_rng_state(), *cuda]
+        for module in modules:
+            _visits.setdefault(id(module), _Visit(0, module.training)).count += 1
+            # Set and not called: a model's own eval() and train() may do more than set a flag.
             if module.training:
-                visit.training.append(module)
                 module.training = False
     try:
         with torch.inference_mode(False):
             yield
     finally:
         with _lock:
-            visit.count -= 1
-            if visit.count == 0:
-                for module in visit.training:
-                    module.training = True
-                torch.set_rng_state(visit.random_state)
-                if visit.cuda_random_states:
-                    torch.cuda.set_rng_state_all(visit.cuda_random_states)
-                del _visits[model]
+            for module in modules:
+                visit = _visits[id(module)]
+                visit.count -= 1
+                if visit.count == 0:
+                    del _visits[id(module)]
+                    if visit.training:
+                        module.training = True
+            if not _visits:
+                torch.set_rng_state(_random_states[0])
+                if _random_states[1:]:
+                    torch.cuda.set_rng_state_all(_random_states[1:])

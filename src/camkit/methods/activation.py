@@ -110,7 +110,8 @@ class FEM(Explainer):
         fuse: how the maps of several layers become one: ``"mean"``, ``"product"`` or ``"hierarchical"``.
         sigmas: s, how many standard deviations above the mean are strong.
 
-    Departs from the paper: nothing, before the map is normalised.
+    Departs from the paper: nothing, before the map is normalised. (pytorch-grad-cam's FEM is another formula:
+    it weighs the activation by each channel's share of strong positions.)
 
     References:
         Fuad et al., *Features Understanding in 3D CNNs for Actions Recognition in Video*, IPTA 2020.
