@@ -321,21 +321,32 @@ def test_threads_share_a_model_in_training_mode() -> None:
 
 
 def test_threads_share_a_part_of_a_model_in_training_mode() -> None:
-    """One explains the whole and is done first, while another is inside a part of it."""
-
+    """One explains the whole and is done first, while another is still inside a part of it."""
     part = Plain().train()
     whole = nn.Sequential(part)
     x = torch.randn(2, 3, 12, 10)
     before = fingerprint(whole)
+    inside = threading.Event()
+    modes: list[bool] = []
 
-    def done_first(output: Tensor) -> Tensor:
-        other = threading.Thread(target=lambda: camkit.GradCAM(whole, "0.features")(x, 1))
-        other.start()
-        other.join(20)
-        assert not any(module.training for module in part.modules())
+    def of_part(output: Tensor) -> Tensor:
+        inside.set()
+        first.join(20)
+        modes.extend(module.training for module in part.modules())
         return output[:, 1]
 
-    camkit.GradCAM(part)(x, done_first)
+    def of_whole(output: Tensor) -> Tensor:
+        other.start()
+        inside.wait(20)
+        return output[:, 1]
+
+    first = threading.Thread(target=lambda: camkit.GradCAM(whole, "0.features")(x, of_whole))
+    other = threading.Thread(target=lambda: camkit.GradCAM(part)(x, of_part))
+    first.start()
+    first.join(30)
+    other.join(30)
+    assert modes
+    assert not any(modes)
     assert fingerprint(whole) == before
 
 
