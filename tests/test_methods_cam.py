@@ -140,8 +140,8 @@ def test_half_precision_and_a_linear_layer_without_bias() -> None:
     expected = camkit.CAM(model)(x, 1).maps
     torch.testing.assert_close(expected.mean((1, 2)), model(x)[:, 1].detach())
     half = camkit.CAM(model.bfloat16())(x.bfloat16(), 1).maps
-    assert half.dtype == torch.bfloat16
-    torch.testing.assert_close(half.float(), expected, rtol=0.05, atol=0.05)
+    assert half.dtype == torch.float32  # where sums of many products keep their digits
+    torch.testing.assert_close(half, expected, rtol=0.05, atol=0.05)
 
 
 def test_a_one_by_one_convolution_is_a_linear_layer() -> None:
