@@ -18,7 +18,8 @@ class Perturbing(Explainer):
     """What the methods of many passes share: how many images go into one, and a progress bar.
 
     Args:
-        chunk_size: the most images in one pass, which bounds the memory; at least one copy of the batch.
+        chunk_size: the most images in one pass, which bounds the memory; at least one copy of the batch, and
+            two or three where the head alone is to run.
         progress: shows how far it got: a function that wraps an iterable with a length, such as
             ``tqdm.tqdm``.
     """
