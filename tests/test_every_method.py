@@ -1,5 +1,6 @@
 """What holds for every method of the registry."""
 
+import gc
 import math
 import re
 from pathlib import Path
@@ -93,6 +94,21 @@ def test_the_order_of_the_channels_does_not_matter(name: str, order: list[int]) 
     model, x = Plain().double().eval(), images(name, 2)
     before = make(name, model)(x, 1).maps
     torch.testing.assert_close(make(name, permuted(model, order))(x, 1).maps, before)
+
+
+@pytest.mark.filterwarnings("ignore:RelevanceCAM")
+@pytest.mark.parametrize("name", camkit.METHODS)
+def test_nothing_stays_alive_but_the_result(name: str) -> None:
+    def tensors() -> int:
+        gc.collect()
+        return sum(issubclass(type(thing), Tensor) for thing in gc.get_objects())
+
+    method, x = make(name, tiny(network(name))), images(name, 2)
+    method(x, [[0, 1], [2, 3]])
+    before = tensors()
+    for _ in range(3):
+        method(x, [[0, 1], [2, 3]])
+    assert tensors() == before
 
 
 @pytest.mark.parametrize("name", camkit.METHODS)

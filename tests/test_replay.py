@@ -1,5 +1,8 @@
 """What comes after a layer, run alone, is what the whole model makes of the same activation."""
 
+import gc
+import weakref
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -150,3 +153,19 @@ def test_what_is_handed_out_is_not_overwritten() -> None:
         replayed, whole = both(evidence, a[None] / 3)
         torch.testing.assert_close(replayed, whole, rtol=1e-12, atol=0)
         assert torch.equal(evidence.activation, a)
+
+
+def test_what_is_kept_goes_with_the_evidence() -> None:
+    """Without waiting for a circle to be collected."""
+    model, x = tiny(Residual), torch.randn(2, 3, 11, 13).double()
+    gc.disable()
+    try:
+        evidence = evidence_at(model, x, "norm")
+        evidence.rescore(evidence.activation[None])
+        assert evidence._replay is not None
+        replay, leaf = weakref.ref(evidence._replay), weakref.ref(evidence.leaf)
+        del evidence
+        assert replay() is None
+        assert leaf() is None
+    finally:
+        gc.enable()

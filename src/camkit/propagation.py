@@ -70,6 +70,11 @@ class Propagation(TorchFunctionMode):
         """Whether a value is a tensor that comes from the start."""
         return id(value) in self._reached
 
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)  # type: ignore[no-untyped-call]
+        # The graph holds the rules, and these would hold its tensors: a circle that nothing collects.
+        self._reached = {}
+
     def __torch_function__(
         self,
         func: Callable[..., Any],

@@ -1,6 +1,8 @@
 """Running only what comes after a layer."""
 
+import weakref
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -41,18 +43,20 @@ class Replay:
         self._rows = torch.empty(0)
         self._has_graph = False
         self._calls: dict[str, int] = {}
+        # Weakly, so that what is kept goes with the last who uses it, and not when a circle is collected.
+        me: Any = weakref.proxy(self)
         for name, values in ended.items():
             module = self._model.get_submodule(name)
             if name in kept:
-                module.forward = self._recall(name)
+                module.forward = Replay._recall(me, name)
             else:
                 shapes = [trace.shapes[value] for value in values]
-                module.forward = self._stand_in(name, shapes, trace.input_shape[0], module.forward)
+                module.forward = Replay._stand_in(me, name, shapes, trace.input_shape[0], module.forward)
                 if len(values) == len(trace.outputs_of(name)):  # what does not run fires no hook
                     module._forward_hooks.clear()
                     module._forward_pre_hooks.clear()
         self._layer = location.name
-        self._model.get_submodule(location.name).forward = self._answer
+        self._model.get_submodule(location.name).forward = partial(Replay._answer, me)
 
     def __call__(self, rows: torch.Tensor) -> Any:
         """The output for activations ``(M * N, ...)`` as the layer gives them, in the caller's grad mode.
