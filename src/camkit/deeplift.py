@@ -13,9 +13,7 @@ References:
 import torch
 from torch.nn import functional as F
 
-from camkit.propagation import ELEMENTWISE, Call, Propagation, swap, vector_jacobian
-
-_POOLINGS = frozenset(f"{kind}max_pool{d}d" for kind in ("", "adaptive_") for d in (1, 2, 3))
+from camkit.propagation import ELEMENTWISE, MAX_POOLINGS, Call, Propagation, swap, vector_jacobian
 
 
 class Recorded(Propagation):
@@ -27,7 +25,7 @@ class Recorded(Propagation):
 
     def __init__(self, start: torch.Tensor) -> None:
         self.inputs: list[torch.Tensor] = []
-        super().__init__(start, dict.fromkeys(ELEMENTWISE | _POOLINGS, self._keep))
+        super().__init__(start, dict.fromkeys(ELEMENTWISE | MAX_POOLINGS, self._keep))
 
     def _keep(self, call: Call) -> torch.Tensor:
         self.inputs.append(call.args[0].clone())
@@ -45,11 +43,11 @@ def multipliers(start: torch.Tensor, reference: Recorded) -> Propagation:
     inputs = iter(reference.inputs)
 
     def rule(call: Call) -> torch.Tensor:
-        back = _max_pool if call.name in _POOLINGS else _rescale
+        back = _max_pool if call.name in MAX_POOLINGS else _rescale
         then = next(inputs)
         return swap(call.run, lambda arriving, x: (back(call, arriving, x, then),), call.args[0])
 
-    return Propagation(start, dict.fromkeys(ELEMENTWISE | _POOLINGS, rule))
+    return Propagation(start, dict.fromkeys(ELEMENTWISE | MAX_POOLINGS, rule))
 
 
 def _rescale(call: Call, arriving: torch.Tensor, now: torch.Tensor, then: torch.Tensor) -> torch.Tensor:

@@ -20,7 +20,7 @@ from torch import nn
 
 from camkit import _checks
 from camkit._nested import tensors_in
-from camkit.propagation import Call, Propagation, swap, vector_jacobian
+from camkit.propagation import MAX_POOLINGS, Call, Propagation, swap, vector_jacobian
 
 _PASS = {"batch_norm", "relu", "relu6", "hardtanh", "leaky_relu"}
 _AVERAGES = {"mean"} | {f"{kind}avg_pool{d}d" for kind in ("", "adaptive_") for d in (1, 2, 3)}
@@ -29,7 +29,7 @@ _LINEAR = {"linear", "conv1d", "conv2d", "conv3d"}
 _SHAPES = {"flatten", "unflatten", "view", "reshape", "squeeze", "unsqueeze", "permute", "transpose"}
 _SHAPES |= {"movedim", "contiguous", "clone", "cat", "concat", "stack", "chunk", "split", "getitem", "narrow"}
 _SHAPES |= {"select", "dropout", "dropout2d", "feature_dropout", "amax", "to", "float", "double", "mT", "T"}
-_SHAPES |= {f"{kind}max_pool{d}d" for kind in ("", "adaptive_") for d in (1, 2, 3)}
+_SHAPES |= MAX_POOLINGS
 
 
 class Relevance(Propagation):

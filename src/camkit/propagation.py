@@ -18,6 +18,8 @@ from camkit._nested import tensors_in
 ELEMENTWISE = frozenset(
     ("celu", "elu", "gelu", "hardsigmoid", "hardswish", "hardtanh", "leaky_relu", "logsigmoid", "mish")
 ) | frozenset(("prelu", "relu", "relu6", "selu", "sigmoid", "silu", "softplus", "softsign", "tanh"))
+#: Functions that give the largest of each window.
+MAX_POOLINGS = frozenset(f"{kind}max_pool{d}d" for kind in ("", "adaptive_") for d in (1, 2, 3))
 # What an operator calls itself, and the function of the same meaning.
 _OPERATORS = {"iadd": "add", "radd": "add", "imul": "mul", "rmul": "mul", "truediv": "div", "itruediv": "div"}
 
