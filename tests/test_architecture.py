@@ -14,7 +14,9 @@ PACKAGE = Path(camkit.__file__).parent
 # From the ground up: a module imports only from the lines above its own.
 FLOORS = [
     {"_checks", "_nested", "_colormaps", "_random"},
-    {"layouts", "trace", "maps", "targets", "propagation"},
+    {"inputs", "layouts", "maps", "targets", "propagation"},
+    {"trace"},
+    {"positions"},
     {"dryrun", "overlays", "lrp", "deeplift"},
     {"layers"},
     {"tap", "surgery"},

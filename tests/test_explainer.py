@@ -157,9 +157,9 @@ def test_the_dry_run_is_made_once_a_shape(monkeypatch: pytest.MonkeyPatch) -> No
     made: list[tuple[int, ...]] = []
     run = DryRun.of
 
-    def count(model: nn.Module, shape: tuple[int, ...]) -> DryRun:
+    def count(model: nn.Module, shape: tuple[int, ...], *others: Any) -> DryRun:
         made.append(shape)
-        return run(model, shape)
+        return run(model, shape, *others)
 
     monkeypatch.setattr(DryRun, "of", count)
     method = camkit.GradCAM(Plain())
@@ -251,7 +251,7 @@ def test_outputs_of_any_kind_come_back_without_their_graph() -> None:
             ValueError,
             r"x: expected a batch \(N, C, H, W\), got shape 3 x 12 x 10; add .*",
         ),
-        ([1, 2], TypeError, "x: expected a tensor, got list"),
+        ([1, 2], TypeError, "x: expected a tensor, or a tuple or dict of .*, got list; torch.stack .*"),
         (torch.rand(0, 3, 12, 10), ValueError, "x: expected at least one input, got shape 0 x 3 x 12 x 10"),
         (
             torch.rand(2, 3, 2, 2),

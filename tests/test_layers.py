@@ -179,7 +179,7 @@ def test_a_too_small_input_is_told_the_size_that_fits() -> None:
 
 
 def test_an_input_that_no_size_cures() -> None:
-    with pytest.raises(ValueError, match=r"^x: expected an input that Plain can take, got 1 x 12 x 12 \(Ru"):
+    with pytest.raises(ValueError, match=r"^x: expected 3 channels for Plain, got 1, in 1 x 12 x 12$"):
         camkit.GradCAM(Plain())(torch.rand(1, 1, 12, 12))
     with pytest.raises(ValueError, match="^x: expected an input that Digits can take, got 1 x 30 x 30"):
         camkit.GradCAM(Digits())(torch.rand(1, 1, 30, 30))

@@ -14,6 +14,7 @@ import reference
 from camkit import lrp
 from camkit.dryrun import DryRun
 from camkit.evidence import gather, gradients
+from camkit.inputs import Inputs
 from camkit.layers import locate
 from camkit.methods.relevance import contributions
 from families import Branching, ChannelsLast, Digits, Plain, Residual, Skip, Tokens, build, tiny
@@ -132,7 +133,7 @@ def test_relevance_cam_equals_its_rules_written_out(
 def relevance_at(model: nn.Module, layer: str, x: Tensor, target: object) -> tuple[Tensor, float]:
     """The relevance ``(N, K, C, *spatial)`` at a layer for a start of ones, and how much is conserved."""
     place = locate(DryRun.of(model, (2, *x.shape[1:])), layer)
-    (evidence,) = gather(model, x, target, [place], gradient=False)  # type: ignore[arg-type]
+    (evidence,) = gather(model, Inputs(x), target, [place], gradient=False)  # type: ignore[arg-type]
     leaf = evidence.activation.clone().requires_grad_()
     with lrp.Relevance(leaf, "Model") as rules:
         (output,) = evidence.outputs(leaf[None])
@@ -291,7 +292,7 @@ def test_lift_cam_of_a_linear_head_is_closed(kind: type[nn.Module]) -> None:
     shape = (3, 12, 10) if kind is Plain else (3, 16, 12)
     x = torch.randn(2, *shape).double()
     place = locate(DryRun.of(model, (2, *shape)), "features" if kind is Plain else "norm")
-    (evidence,) = gather(model, x, [[0, 1], [2, 3]], [place], gradient=True)
+    (evidence,) = gather(model, Inputs(x), [[0, 1], [2, 3]], [place], gradient=True)
     a, g = evidence.activation.flatten(2), evidence.gradient.flatten(3)
     weights, _ = contributions(evidence)
     torch.testing.assert_close(weights, a.shape[2] * g.mean(3) * a.mean(2)[:, None], rtol=1e-9, atol=1e-13)
@@ -321,7 +322,7 @@ def test_contributions_sum_to_the_difference_of_the_scores(seed: int, layer: str
     torch.manual_seed(seed)
     model, x = tiny(Mixed), torch.randn(2, 3, 12, 10).double()
     place = locate(DryRun.of(model, (2, 3, 12, 10)), layer)
-    (evidence,) = gather(model, x, [[0, 1], [2, 0]], [place], gradient=False)
+    (evidence,) = gather(model, Inputs(x), [[0, 1], [2, 0]], [place], gradient=False)
     weights, differences = contributions(evidence)
     handle = model.get_submodule(layer).register_forward_hook(
         lambda module, args, output: torch.zeros_like(output)

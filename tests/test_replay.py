@@ -10,6 +10,7 @@ from torch import Tensor, nn
 import camkit
 from camkit.dryrun import DryRun
 from camkit.evidence import Evidence, gather
+from camkit.inputs import Inputs
 from camkit.layers import find_stages, locate
 from camkit.tap import as_found
 from families import FAMILIES, TINY, Family, Plain, Residual, Tiny, Transformer, build, images, tiny
@@ -17,7 +18,7 @@ from families import FAMILIES, TINY, Family, Plain, Residual, Tiny, Transformer,
 
 def evidence_at(model: nn.Module, x: Tensor, layer: str) -> Evidence:
     place = locate(DryRun.of(model, (2, *x.shape[1:])), layer)
-    return gather(model, x, 1, [place], gradient=False)[0]
+    return gather(model, Inputs(x), 1, [place], gradient=False)[0]
 
 
 def both(evidence: Evidence, edited: Tensor) -> tuple[Tensor, Tensor]:

@@ -19,6 +19,7 @@ from importlib.metadata import version
 from camkit import targets
 from camkit.explainer import Explainer, Explanation
 from camkit.layers import LayerInfo, list_layers
+from camkit.layouts import Layout
 from camkit.maps import normalize
 from camkit.methods import METHODS
 from camkit.methods.activation import FEM, KPCACAM, EigenCAM, RandomCAM
@@ -67,6 +68,7 @@ __all__ = [
     "HiResCAM",
     "LayerCAM",
     "LayerInfo",
+    "Layout",
     "LeGrad",
     "PolyCAM",
     "RandomCAM",

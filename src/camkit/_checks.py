@@ -52,8 +52,16 @@ _AXES = {3: "(N, C, L)", 4: "(N, C, H, W)", 5: "(N, C, T, H, W)"}
 
 
 def batch(model: nn.Module, x: torch.Tensor) -> None:
-    """Raise unless ``x`` is a tensor with a batch dimension, as the model's first convolution takes."""
-    tensor("x", x)
+    """Raise unless ``x`` is images with a batch dimension, as the first convolution takes, of numbers."""
+    if not x.is_floating_point():
+        hint = "transforms such as weights.transforms() make floats of a picture"
+        raise TypeError(complaint("x", "floats", x.dtype, hint))
+    if x.is_meta:
+        raise ValueError(complaint("x", "numbers", "a tensor on the meta device"))
+    empty = next((name for name, p in model.named_parameters() if p.is_meta), None)
+    if empty is not None:
+        hint = "load_state_dict(..., assign=True) gives them"
+        raise ValueError(complaint("model", "weights", f"{empty!r} on the meta device", hint))
     if x.ndim > 0 and len(x) == 0:
         raise ValueError(complaint("x", "at least one input", f"shape {shape_of(x)}"))
     # The sum tells most quickly; it may overflow by itself.

@@ -8,9 +8,11 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from camkit import _checks, maps
 from camkit._nested import split
+from camkit.inputs import Inputs
 from camkit.layers import Location
 from camkit.replay import Replay, repeat
 from camkit.tap import Tap
@@ -25,7 +27,7 @@ class Evidence:
 
     Attributes:
         model: the model.
-        x: its input.
+        inputs: what it is called with.
         location: the layer that was tapped.
         leaf: the layer's output in its own layout, in the graph that leads to ``scores`` if there is one.
         output: the model's output.
@@ -33,10 +35,11 @@ class Evidence:
         scores: what is explained, y, ``(N, K)``.
         single: whether one score per image was asked for, so that the maps have no dimension K.
         shared: whether other layers' evidence comes from the same graph.
+        attached: whether the activation and the gradient are in the graph of the model's parameters.
     """
 
     model: nn.Module
-    x: torch.Tensor
+    inputs: Inputs
     location: Location
     leaf: torch.Tensor
     output: Any
@@ -44,6 +47,12 @@ class Evidence:
     scores: torch.Tensor
     single: bool
     shared: bool
+    attached: bool
+
+    @property
+    def x(self) -> torch.Tensor:
+        """The images, ``(N, C, *size)``."""
+        return self.inputs.images
 
     def score(self, output: Any) -> torch.Tensor:
         """The scores ``(N, K)`` of an output for the same images."""
@@ -51,8 +60,9 @@ class Evidence:
 
     @cached_property
     def activation(self) -> torch.Tensor:
-        """A, ``(N, C, *spatial)``, outside any graph; in single precision or better."""
-        return _wide(self.location.layout.channels_first(self.leaf.detach()))
+        """A, ``(N, C, *spatial)``, in single precision or better; outside any graph, if not attached."""
+        leaf = self.leaf if self.attached else self.leaf.detach()
+        return _wide(self.location.layout.channels_first(leaf))
 
     @cached_property
     def gradient(self) -> torch.Tensor:
@@ -67,7 +77,8 @@ class Evidence:
         if not self.leaf.requires_grad:
             expected = "a method with needs_gradient = True to look at the gradient"
             raise ValueError(_checks.complaint("map", expected, "False"))
-        raw = gradients(self.scores, self.leaf, self.location.name, keep=self.shared)
+        keep, attached = self.shared or self.attached, self.attached
+        raw = gradients(self.scores, self.leaf, self.location.name, keep=keep, create_graph=attached)
         count, targets = raw.shape[:2]
         flat = layout.channels_first(raw.flatten(0, 1))
         result = _wide(flat.reshape(count, targets, *flat.shape[1:]))
@@ -102,7 +113,7 @@ class Evidence:
         else:
             mode = torch.enable_grad if torch.is_grad_enabled() else torch.no_grad
             with Tap(self.model, self.location.name, before=mode, answer=rows):
-                output = self.model(repeat(self.x, len(rows) // len(self.x)))
+                output = self.run(repeat(self.x, len(rows) // len(self.x)))
         return split(output, len(self.x), len(rows))
 
     @cached_property
@@ -110,7 +121,7 @@ class Evidence:
         """What runs only what comes after the layer, if it gives the model's own scores."""
         times = 2 if len(self.x) != 1 else 3  # another batch than the dry run's, whose shapes it knows
         try:
-            replay = Replay(self.model, self.x, self.location)
+            replay = Replay(self.model, self.inputs, self.location)
             with torch.no_grad():
                 rows = repeat(self.leaf.detach(), times)
                 outputs = split(replay(rows), len(self.x), len(rows))
@@ -123,14 +134,18 @@ class Evidence:
         """The scores ``(M, N, K)`` with other activations ``(M, N, C, *spatial)`` at the layer."""
         return torch.stack([self.score(output) for output in self.outputs(activations)])
 
-    def outputs_of_inputs(self, inputs: torch.Tensor) -> list[Any]:
-        """The model's M outputs for other inputs in the place of the N images, ``(M, N, *input)``."""
-        output = self.model(inputs.flatten(0, 1))
-        return split(output, len(self.x), inputs.shape[:2].numel())
+    def run(self, images: torch.Tensor) -> Any:
+        """The model's output for other images, several times the batch at most."""
+        return self.inputs.run(self.model, images)
 
-    def at(self, x: torch.Tensor) -> "Evidence":
-        """The evidence on the same target at another input of that shape, with a gradient."""
-        return gather(self.model, x, self.bound, [self.location], gradient=True)[0]
+    def outputs_of_images(self, images: torch.Tensor) -> list[Any]:
+        """The model's M outputs for others in the place of the N images, ``(M, N, C, *size)``."""
+        return split(self.run(images.flatten(0, 1)), len(self.x), images.shape[:2].numel())
+
+    def at(self, images: torch.Tensor) -> "Evidence":
+        """The evidence on the same target at other images of that shape, with a gradient."""
+        inputs = Inputs.of(self.inputs.holding(images))
+        return gather(self.model, inputs, self.bound, [self.location], gradient=True)[0]
 
     def resize(self, to_resize: torch.Tensor) -> torch.Tensor:
         """Maps ``(..., *spatial)`` at the input's size."""
@@ -139,36 +154,41 @@ class Evidence:
 
 def gather(
     model: nn.Module,
-    x: torch.Tensor,
+    inputs: Inputs,
     target: Target | Bound,
     locations: Sequence[Location],
     *,
     gradient: bool,
+    attached: bool = False,
 ) -> list[Evidence]:
     """Runs the model once, and gives the evidence at each location.
 
     Args:
         model: the model, in evaluation mode.
-        x: its input.
+        inputs: what it is called with.
         target: what is explained.
         locations: the layers to tap.
         gradient: whether there will be need of a gradient by their outputs.
+        attached: whether all is to stay in the graph of the model's parameters.
     """
-    names = [location.name for location in locations]
+    names, x = [location.name for location in locations], inputs.images
 
     def run(before: Callable[[], AbstractContextManager[None]]) -> list[Evidence]:
-        with Tap(model, *names, gradient=gradient, before=before) as tap:
-            output = model(x)
+        with Tap(model, *names, gradient=gradient, before=before, attached=attached) as tap:
+            output = inputs.run(model, x)
             leaves = [tap.output(name) for name in names]
             bound = bind(target, output, len(x))
             scores = bound.score(output)
             rows = scores.reshape(len(x), -1)
         single, shared = scores.ndim == 1, len(names) > 1
         return [
-            Evidence(model, x, location, leaf, output, bound, rows, single, shared)
+            Evidence(model, inputs, location, leaf, output, bound, rows, single, shared, attached)
             for location, leaf in zip(locations, leaves, strict=True)
         ]
 
+    if attached:
+        with sdpa_kernel(SDPBackend.MATH):  # torch's fused attention has no second derivative
+            return run(torch.enable_grad)
     found = run(torch.no_grad)
     if gradient and not found[0].scores.requires_grad:
         # The model left a no_grad of its own after the layer, and fell back to ours.

@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Hashable, Sequence
+from contextlib import nullcontext
 from dataclasses import KW_ONLY, dataclass, field, replace
 from typing import Any, ClassVar
 
@@ -12,7 +13,9 @@ from camkit import _checks, layers, maps
 from camkit._nested import detached
 from camkit.dryrun import DryRun
 from camkit.evidence import Evidence, gather
+from camkit.inputs import Input, Inputs
 from camkit.layers import Location
+from camkit.layouts import Layout, as_layout
 from camkit.tap import as_found
 from camkit.targets import Target
 
@@ -81,6 +84,11 @@ class Explainer(ABC):
             given.
         fuse: how the maps of several layers become one: ``"mean"``, ``"product"`` or ``"hierarchical"``
             (LayerCAM's).
+        layout: how the named layer's output reads: ``"channels_first"``, ``"channels_last"`` or a
+            :class:`camkit.Layout`; the dry run tells if not given.
+        differentiable: whether maps and output keep their graph to the model's parameters, for losses on
+            maps. The call is then the forward pass of a training step: it runs in the mode that the model is
+            in, with whatever that does to statistics and the random state. Methods with ``keeps_graph`` can.
 
     Raises:
         ValueError: if the model has no such layer.
@@ -93,6 +101,8 @@ class Explainer(ABC):
     paper: ClassVar[str]
     passes: ClassVar[str]
     needs_gradient: ClassVar[bool] = True
+    #: Whether the map can be trained through.
+    keeps_graph: ClassVar[bool] = False
     # Whether the first pass makes the graph for that, and not one of the method's own.
     taps_gradient: ClassVar[bool] = True
 
@@ -100,9 +110,11 @@ class Explainer(ABC):
     layer: Layer = None
     _: KW_ONLY
     fuse: str = "mean"
+    layout: str | Layout | None = None
+    differentiable: bool = False
 
     def __post_init__(self) -> None:
-        _checks.module("model", self.model)
+        self.model = layers.unwrapped(self.model)
         _checks.one_of("fuse", self.fuse, maps.FUSIONS)
         several = isinstance(self.layer, list | tuple)
         named: Sequence[Any] = self.layer if isinstance(self.layer, list | tuple) else [self.layer]
@@ -110,6 +122,17 @@ class Explainer(ABC):
         if len(set(self._names)) < len(self._names) or (several and not self._names):
             raise ValueError(_checks.complaint("layer", "one layer, or several different ones", self._names))
         self.layer = tuple(self._names) if several else self._names[0] if self._names else None
+        if self.differentiable and not self.keeps_graph:
+            hint = "methods with keeps_graph, such as camkit.GradCAM, have maps to train through"
+            raise ValueError(
+                _checks.complaint("differentiable", f"False for {type(self).__name__}", True, hint)
+            )
+        if self.layout is not None:
+            as_layout(self.layout)
+            if not self._names:
+                raise ValueError(
+                    _checks.complaint("layout", "layer= with it, whose layout it is", "no layer")
+                )
         self._locations: dict[Hashable, tuple[Location, ...]] = {}
 
     @abstractmethod
@@ -128,11 +151,13 @@ class Explainer(ABC):
         """The layers that this method explains if none is named."""
         return [layers.find_for_gradient(dry)]
 
-    def __call__(self, x: torch.Tensor, target: Target = None) -> Explanation:
+    def __call__(self, x: Input, target: Target = None) -> Explanation:
         """Explains a batch.
 
         Args:
-            x: inputs as the model expects them, ``(N, C, H, W)``.
+            x: images as the model expects them, ``(N, C, H, W)``. With other inputs beside them it is a
+                tuple, which goes into the model by position, or a dict, by name: the images are the first
+                floats with a spatial size, and what else has N rows belongs to them.
             target: what to explain: nothing (each image's predicted class), a class for all images,
                 one class per image ``(N,)``, K classes per image ``(N, K)``, the key of the logits in the
                 model's output, one of :mod:`camkit.targets`, or a function from the output to scores
@@ -147,20 +172,28 @@ class Explainer(ABC):
                 number of targets.
             TypeError: for an input, an output or a target of another kind.
         """
-        _checks.batch(self.model, x)
-        locations = self._locate(x)
+        inputs = Inputs.admitted(x, self.model)
+        size = tuple(inputs.images.shape[2:])
         gradient = self.needs_gradient and self.taps_gradient
-        with as_found(self.model):
-            evidences = gather(self.model, x, target, locations, gradient=gradient)
-            with torch.no_grad():
+        attached = self.differentiable
+        if self.needs_gradient:
+            layers.require_floats(self.model)
+        with nullcontext() if attached else as_found(self.model):
+            locations = self._locate(inputs)
+            evidences = gather(
+                self.model, inputs, target, locations, gradient=gradient or attached, attached=attached
+            )
+            with torch.set_grad_enabled(attached):
                 parts = self.map_each(evidences)
                 self._check(parts, evidences)
                 raw = self.join(parts)
-        output, bound = detached(evidences[0].output), evidences[0].bound
+        output, bound = evidences[0].output, evidences[0].bound
+        output = output if attached else detached(output)
 
         def explained(part: torch.Tensor, layer: str) -> Explanation:
-            shown = part.detach()[:, 0] if evidences[0].single else part.detach()
-            return Explanation(shown, output, bound.target, layer, tuple(x.shape[2:]), classes=bound.about)
+            part = part if attached else part.detach()
+            shown = part[:, 0] if evidences[0].single else part
+            return Explanation(shown, output, bound.target, layer, size, classes=bound.about)
 
         names = tuple(evidence.location.name for evidence in evidences)
         if len(names) == 1:
@@ -177,15 +210,16 @@ class Explainer(ABC):
                 got = f"{_checks.shape_of(part)} from {type(self).__name__}"
                 raise ValueError(_checks.complaint("map", expected, got))
 
-    def _locate(self, x: torch.Tensor) -> tuple[Location, ...]:
+    def _locate(self, inputs: Inputs) -> tuple[Location, ...]:
         # Two images, so that no dimension of length one is taken for the batch. The modules are in the key:
         # a user may have given the model another head since.
-        shape = (2, *x.shape[1:])
-        key = (shape, tuple(map(id, self.model.modules())))
+        shape = (2, *inputs.images.shape[1:])
+        key = (shape, inputs.signature(), tuple(map(id, self.model.modules())))
         if key not in self._locations:
             if len(self._locations) >= _KEPT:
                 self._locations.clear()
-            dry = DryRun.of(self.model, shape)
-            found = [layers.locate(dry, name) for name in self._names] or self.find(dry)
+            dry = DryRun.of(self.model, shape, inputs, self._names)
+            layout = None if self.layout is None else as_layout(self.layout)
+            found = [layers.locate(dry, name, layout) for name in self._names] or self.find(dry)
             self._locations[key] = tuple(sorted(found, key=lambda location: location.value))
         return self._locations[key]

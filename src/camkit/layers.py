@@ -1,15 +1,18 @@
 """Names and modules, and the layer that a map is made at when nobody names one."""
 
 import math
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import nn
 
 from camkit import _checks
-from camkit.dryrun import DryRun
+from camkit.dryrun import DryRun, in_order
 from camkit.layouts import Layout
-from camkit.trace import Operation, Trace
+from camkit.positions import moved
+from camkit.trace import Operation, Trace, is_compiled
 
 #: Element-wise functions that may stand between a module's output and the pooling, as DenseNet's ReLU does.
 ACTIVATIONS: dict[str, type[nn.Module]] = {
@@ -31,6 +34,10 @@ POOLINGS = {"mean": "avg", "amax": "max"} | {
 #: What changes the shape only.
 RESHAPES = {"flatten", "view", "reshape", "squeeze", "unsqueeze", "permute", "transpose", "contiguous"}
 CONVOLUTIONS = {"conv1d", "conv2d", "conv3d"}
+_RESIZES = {"interpolate", "upsample"}
+# What takes some of the tokens.
+_PICKS = {"__getitem__", "select", "index_select", "narrow", "split", "unbind", "tensor_split", "chunk"}
+_SUMS = {"add", "__add__", "__iadd__", "add_"}
 _ATTENTION = {"multi_head_attention_forward", "scaled_dot_product_attention"}
 _PRODUCTS = {"matmul", "__matmul__", "bmm", "einsum"}
 
@@ -105,7 +112,7 @@ def list_layers(model: nn.Module, input_shape: Sequence[int] = (3, 224, 224)) ->
         >>> print(camkit.list_layers(torchvision.models.alexnet())[-1])
         avgpool: AdaptiveAvgPool2d, 256 x 6 x 6
     """
-    _checks.module("model", model)
+    model = unwrapped(model)
     dry = DryRun.of(model, (2, *input_shape))
     modules = dict(model.named_modules(remove_duplicate=False))
     found = []
@@ -116,6 +123,31 @@ def list_layers(model: nn.Module, input_shape: Sequence[int] = (3, 224, 224)) ->
             continue
         found.append(LayerInfo(name, type(modules[name]).__name__, place.channels, place.size))
     return tuple(found)
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The module inside ``torch.compile``, ``nn.DataParallel`` and ``DistributedDataParallel``, or itself.
+
+    Raises:
+        TypeError: if it is no module, or one that does not run in Python.
+    """
+    _checks.module("model", model)
+    while isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel) or is_compiled(model):
+        model = next(model.children())
+    if isinstance(model, torch.jit.ScriptModule):
+        hint = "explain the module that it was made of"
+        got = f"a {type(model).__name__} of torch.jit"
+        raise TypeError(_checks.complaint("model", "a module that runs in Python", got, hint))
+    return model
+
+
+def require_floats(model: nn.Module) -> None:
+    """Raise a ``TypeError`` if a model has quantized layers, without gradients and open weights."""
+    for name, module in model.named_modules():
+        if ".quantized" in type(module).__module__:
+            hint = "camkit.EigenCAM, ScoreCAM and others that look at activations and outputs only explain it"
+            got = f"{type(module).__name__} {name!r} of a quantized model"
+            raise TypeError(_checks.complaint("model", "layers of floats", got, hint))
 
 
 def name_of(model: nn.Module, layer: str | nn.Module) -> str:
@@ -135,6 +167,9 @@ def name_of(model: nn.Module, layer: str | nn.Module) -> str:
         raise ValueError(_checks.complaint("layer", f"a module of {kind}", got))
     if not isinstance(layer, str):
         raise TypeError(_checks.complaint("layer", "a name or a module", type(layer).__name__))
+    for wrapper in ("module.", "_orig_mod."):  # as the wrapped model calls it
+        if layer not in modules:
+            layer = layer.removeprefix(wrapper)
     if layer not in modules:
         hint = _checks.close_matches(layer, list(modules)) or "camkit.list_layers lists them"
         expected = f"the name of a layer of {kind}"
@@ -158,94 +193,212 @@ def ran_once(name: str, calls: int) -> None:
         raise ValueError(_checks.complaint("layer", "a layer that runs once a pass", got))
 
 
-def locate(dry: DryRun, name: str) -> Location:
+def locate(dry: DryRun, name: str, layout: Layout | None = None) -> Location:
     """The :class:`Location` of the layer of that name.
 
+    Args:
+        dry: the dry run.
+        name: name of the layer.
+        layout: how its output reads; the dry run tells if not given.
+
     Raises:
-        ValueError: if it did not run exactly once, or if its output has no spatial size.
+        ValueError: if it did not run exactly once, or if its output has no spatial size or does not read so.
     """
     values = dry.trace.outputs_of(name)
     ran_once(name, len(values))
     if values[0] is None:
         expected = "a layer whose output is one tensor"
         raise ValueError(_checks.complaint("layer", expected, f"{name!r}, whose output is not"))
-    return _location(dry, name, values[0])
+    return _location(dry, name, values[0], layout=layout)
 
 
 def find_before_pooling(dry: DryRun) -> Location:
     """The last spatial layer: what the model pools, flattens or picks a token from.
 
-    Walks back from the output to the values that have a spatial size, and takes the one that was made last.
-
     Raises:
-        ValueError: if there is none.
+        ValueError: if there is none, or no module gives it.
     """
+    return _nearest(dry, _last_spatial(dry))
+
+
+def _last_spatial(dry: DryRun) -> int:
+    """The last spatial value: walks back from the output to those that have a spatial size."""
+    found = _met_first(dry, dry.is_spatial)
+    if found:
+        return _last_of_all(dry, found)
+    # Perhaps of other rows than images: there are errors that say so.
+    found = _met_first(dry, dry.grows)
+    if not found:
+        got = f"{dry.kind}, where nothing is spatial at input {_checks.shape_of(dry.trace.input_shape[1:])}"
+        raise ValueError(_checks.complaint("model", "a model with a spatial layer", got))
+    return max(found)
+
+
+def _met_first(dry: DryRun, wanted: Callable[[int], bool]) -> list[int]:
+    """The wanted values that are met first on the ways back from the output; the input's own are none."""
     trace = dry.trace
-    spatial, seen, queue = [], set[int](), [trace.output]
+    found, seen, queue = [], set[int](), [trace.output]
     while queue:
         value = queue.pop()
         if value in seen or value == trace.input or value in trace.parameters:
             continue
         seen.add(value)
-        if dry.is_spatial(value):
-            spatial.append(value)
+        if wanted(value) and not _is_the_input(trace, value):
+            found.append(value)
         elif (operation := trace.producer(value)) is not None:
             queue.extend(operation.inputs)
-    if not spatial:
-        got = f"{dry.kind}, where nothing is spatial at input {_checks.shape_of(trace.input_shape[1:])}"
-        raise ValueError(_checks.complaint("model", "a model with a spatial layer", got))
-    return _nearest(dry, max(spatial))
+    return found
+
+
+def _is_the_input(trace: Trace, value: int) -> bool:
+    """Whether a value is the input, scaled, padded or cut: nothing learnt is in it."""
+    above = set(trace.ancestors(value))
+    if trace.input not in above or not above.isdisjoint(trace.parameters):
+        return False
+    # Of a quantized model no weight is ever seen.
+    return any(v in trace.parameters for operation in trace.operations for v in operation.inputs)
+
+
+def _last_of_all(dry: DryRun, spatial: Sequence[int]) -> int:
+    """Of several spatial values the last; where they are made side by side, the last that all are made of.
+
+    A detector has a head for each of several resolutions; what they share is the end of the backbone.
+    """
+    trace = dry.trace
+    made_of = {value: set(trace.ancestors(value)) for value in spatial}
+    ends = [v for v in spatial if not any(v in made_of[w] for w in spatial if w != v)]
+    if len({_size(dry, v) for v in ends}) == 1:
+        return max(ends)
+    shared = set.intersection(*(made_of[v] for v in ends)) & trace.from_input - {trace.input}
+    again = [v for v in shared if dry.is_spatial(v)]
+    return _last_of_all(dry, again) if again else max(ends)
+
+
+def _size(dry: DryRun, value: int) -> tuple[int, ...]:
+    shape = dry.trace.shapes[value]
+    try:
+        layout = dry.layout(value)
+    except ValueError:  # whichever way it reads
+        layout = None
+    return shape[2:] if layout is None else layout.size(shape)
 
 
 def find_features(dry: DryRun) -> Location:
     """The last spatial layer of features.
 
-    It is :func:`find_before_pooling`'s. But where that is class maps already, which are pooled and no more
-    (SqueezeNet), it is what their convolution took in.
+    It is :func:`find_before_pooling`'s. But where that is class maps already, which are pooled or resized and
+    no more (SqueezeNet, segmentation), it is what their convolution took in.
 
     Raises:
-        ValueError: if there is none.
+        ValueError: if there is none, or no module gives it.
     """
-    place = find_before_pooling(dry)
+    return _nearest(dry, _features(dry, _last_spatial(dry)))
+
+
+def _features(dry: DryRun, value: int) -> int:
+    """What the convolution took in that made ``value``, if that is class maps; else ``value``."""
     trace = dry.trace
-    only_pools = all(o.name in POOLINGS.keys() | RESHAPES | ACTIVATIONS.keys() for o in place.after)
-    if not place.after or not only_pools:
-        return place
-    operation = trace.producer(place.after[0].inputs[0])
-    while operation is not None and operation.name in ACTIVATIONS:
-        operation = trace.producer(operation.inputs[0])
+    after = {o.name for o in trace.between(value, trace.output)}
+    if not after <= POOLINGS.keys() | RESHAPES | ACTIVATIONS.keys() | _RESIZES:
+        return value
+    operation = trace.producer(value)
+    passed = set[str]()
+    while operation is not None and operation.name in ACTIVATIONS.keys() | _RESIZES | _SUMS:
+        if operation.name in _SUMS and passed.isdisjoint(_RESIZES):
+            return value
+        passed.add(operation.name)
+        operation = trace.producer(max(operation.inputs))  # of a sum the way that was made last
     if operation is None or operation.name not in CONVOLUTIONS:
-        return place
-    return _nearest(dry, operation.inputs[0])
+        return value
+    # A model that ends in a convolution may be a trunk; in one that mixes channels only, it has class maps.
+    if not after | passed and any(n > 1 for n in trace.shapes[operation.inputs[1]][2:]):
+        return value
+    return operation.inputs[0]
 
 
 def find_for_gradient(dry: DryRun) -> Location:
     """The last spatial layer of which every position reaches the output.
 
-    It is :func:`find_features`'. But of models that read one token only nothing of the others reaches the
-    output after the last attention; there it is what that attention takes in.
+    It is :func:`find_features`'; or, where no module gives that, the last layer before it that everything
+    goes through. But of models that read one token only nothing of the others reaches the output after the
+    last attention; there it is what that attention takes in.
 
     Raises:
         ValueError: if there is none.
     """
-    place = find_features(dry)
+    last = _features(dry, _last_spatial(dry))
+    try:
+        place = _nearest(dry, last)
+        if math.prod(place.size) == 1:  # of which a map would show nothing
+            place = _bottleneck(dry, last) or place
+    except ValueError:
+        found = _bottleneck(dry, last)
+        if found is None:
+            raise
+        place = found
+    attentions = _reads_by_attention(place) or _attentions_above(place)
+    return next(filter(None, (_taken_in_by(dry, attention) for attention in attentions)), place)
+
+
+def _bottleneck(dry: DryRun, last: int) -> Location | None:
+    """The last layer before ``last`` that everything goes through, if its map has two positions or more."""
+    for value in dry.trace.bottlenecks(last):
+        if _is_layers(dry, value):
+            place = _nearest(dry, value)
+            if math.prod(place.size) > 1:
+                return place
+    return None
+
+
+def _reads_by_attention(place: Location) -> list[Operation]:
+    """The attention that a layer is a part of, as the projection that its keys come from; if there is one."""
+    trace = place.dry.trace
+    inside = (o for o in place.after if o.module and f"{place.name}.".startswith(f"{o.module}."))
+    return [operation for operation in inside if _is_attention(trace, operation)]
+
+
+def _attentions_above(place: Location) -> list[Operation]:
+    """The attentions above a layer, the last one first, if the model reads tokens beside the grid only."""
+    trace = place.dry.trace
+    if not _reads_beside_the_grid(place):
+        return []
+    above = set(trace.ancestors(place.value))
+    attentions = (o for o in reversed(trace.operations) if _is_attention(trace, o))
+    return [operation for operation in attentions if not above.isdisjoint(operation.outputs)]
+
+
+def _reads_beside_the_grid(place: Location) -> bool:
+    """Whether the model goes on with tokens beside the grid only, or ends there with some beside it."""
+    layout, trace = place.layout, place.dry.trace
+    if layout.grid is None or layout.prefix + layout.suffix == 0:
+        return False
+    if not place.after:
+        return True
+    first, *rest = place.after
+    value, shape = first.inputs[0], trace.shapes[first.inputs[0]]
+    if first.name not in _PICKS or any(
+        value in operation.inputs and operation.name not in _PICKS for operation in rest
+    ):
+        return False
+    numbers = torch.arange(shape[1], dtype=torch.int32)[None, :, None].expand(shape)
+    picks = [o for o in place.after if value in o.inputs]
+    try:
+        read = torch.cat([t.flatten() for o in picks for t in moved(o, {value: numbers}, trace)])
+    except Exception:  # picked by numbers that are not known here
+        return False
+    return not ((read >= layout.prefix) & (read < layout.prefix + math.prod(layout.grid))).any()
+
+
+def _taken_in_by(dry: DryRun, attention: Operation) -> Location | None:
+    """The last layer that all inputs of an attention are made of, outside the module that attends."""
     trace = dry.trace
-    if place.layout.grid is None or not place.after:
-        return place
-    (first, *_), shapes = place.after, trace.shapes
-    value = first.inputs[0]
-    if math.prod(shapes[first.outputs[0]]) != shapes[value][0] * place.channels:  # more than one token
-        return place
-    above = set(trace.ancestors(value))
-    for operation in reversed(trace.operations):
-        if above.isdisjoint(operation.outputs) or not _is_attention(trace, operation):
-            continue
-        sources = [set(trace.ancestors(v)) for v in operation.inputs if v in trace.from_input]
-        common = set[int].intersection(*sources) if sources else set()
-        for source in sorted(common, reverse=True):
-            if shapes[source] == shapes[value] and trace.layer_of(source) is not None:
-                return _nearest(dry, source)
-    return place
+    sources = [set(trace.ancestors(v)) for v in attention.inputs if v in trace.from_input]
+    for value in sorted(set.intersection(*sources) if sources else set(), reverse=True):
+        name = trace.layer_of(value) or ""
+        outside = not f"{name}.".startswith(f"{attention.module}.") or not attention.module
+        if name and outside and _is_layers(dry, value):
+            return _nearest(dry, value)
+    return None
 
 
 def find_stages(dry: DryRun) -> list[Location]:
@@ -264,9 +417,11 @@ def find_stages(dry: DryRun) -> list[Location]:
         operation = trace.producer(value) if value in above else None
         if operation is None or operation.name in POOLINGS or trace.outputs_of(name) != [value]:
             continue
-        if name and dry.layout(operation.outputs[0]) is not None:
+        try:
             place = locate(dry, name)
-            stages.setdefault(place.size, []).append(place)
+        except ValueError:  # no map can be made here
+            continue
+        stages.setdefault(place.size, []).append(place)
     stages.pop(last.size, None)
     several = [stage for stage in stages.values() if len(stage) > 1]
     return [*(min(reversed(stage), key=lambda place: place.name.count(".")) for stage in several), last]
@@ -276,14 +431,15 @@ def attention_blocks(dry: DryRun) -> list[Location]:
     """The blocks of a transformer: those that give tokens, and in which there is attention; perhaps none."""
     trace = dry.trace
     paths = [o.module.split(".") for o in trace.operations if _is_attention(trace, o)]
-    depth = next((d for d, parts in enumerate(zip(*paths, strict=False)) if len(set(parts)) > 1), None)
-    if depth is None:
-        return []
+    above = [[".".join(path[:depth]) for depth in range(1, len(path) + 1)] for path in paths]
+    count = Counter(name for names in above for name in names)
     found = []
-    for name in dict.fromkeys(".".join(path[: depth + 1]) for path in paths):
-        values = trace.outputs_of(name)
+    for names in above:
+        # The outermost module that has this attention and no other.
+        name = next((name for name in names if count[name] == 1), None)
+        values = trace.outputs_of(name) if name else []
         layout = dry.layout(values[0]) if len(values) == 1 and values[0] is not None else None
-        if layout is not None and layout.grid is not None:
+        if name and layout is not None and layout.grid is not None:
             found.append(locate(dry, name))
     return found
 
@@ -315,7 +471,7 @@ def _nearest(dry: DryRun, value: int) -> Location:
     activations: list[str] = []
     while True:
         name = trace.layer_of(value)
-        if name is not None and trace.outputs_of(name) == [value] and dry.layout(value) is not None:
+        if name is not None and _is_layers(dry, value):
             return _location(dry, name, value, tuple(reversed(activations)))
         operation = trace.producer(value)
         if operation is None or not _leads_on(operation):
@@ -333,16 +489,32 @@ def _nearest(dry: DryRun, value: int) -> Location:
         value = operation.inputs[0]
 
 
+def _is_layers(dry: DryRun, value: int) -> bool:
+    """Whether a map can be made at a layer that gives ``value``, and nothing else."""
+    name = dry.trace.layer_of(value)
+    is_one = name is not None and dry.trace.outputs_of(name) == [value]
+    return is_one and dry.is_spatial(value) and dry.layout(value) is not None
+
+
 def _leads_on(operation: Operation) -> bool:
     if operation.name in ACTIVATIONS:  # without an argument that changes what it computes
         return set(operation.kwargs) <= {"input", "inplace"}
-    return operation.name in POOLINGS.keys() | RESHAPES | {"__getitem__"}
+    return operation.name in POOLINGS.keys() | RESHAPES | _RESIZES | {"__getitem__"}
 
 
-def _location(dry: DryRun, name: str, value: int, activations: tuple[str, ...] = ()) -> Location:
+def _location(
+    dry: DryRun,
+    name: str,
+    value: int,
+    activations: tuple[str, ...] = (),
+    layout: Layout | None = None,
+) -> Location:
     trace = dry.trace
     shape = trace.shapes[value]
-    layout = dry.layout(value)
+    if layout is not None:
+        _require_reads(layout, name, shape, len(trace.input_shape) - 2)
+    else:
+        layout = dry.layout(value)
     if layout is None:
         raise ValueError(
             _checks.complaint(
@@ -352,6 +524,9 @@ def _location(dry: DryRun, name: str, value: int, activations: tuple[str, ...] =
                 "camkit.list_layers lists those that have one",
             )
         )
+    if layout.grid is not None and not in_order(trace, value, layout):
+        got = f"{name!r}, where they stand in another order"
+        raise ValueError(_checks.complaint("layer", "a layer whose tokens stand row by row", got))
     if shape[0] != trace.input_shape[0]:
         got = f"{name!r}, which gives {shape[0]} for {trace.input_shape[0]} images"
         raise ValueError(_checks.complaint("layer", "a layer with one row per image", got))
@@ -361,3 +536,16 @@ def _location(dry: DryRun, name: str, value: int, activations: tuple[str, ...] =
             after = after[1:]
     size = layout.size(shape)
     return Location(name, layout, shape[layout.channel_dim], size, activations, value, tuple(after), dry)
+
+
+def _require_reads(layout: Layout, name: str, shape: tuple[int, ...], dims: int) -> None:
+    """Raise a ``ValueError`` unless an output of ``shape`` reads so, with ``dims`` spatial dimensions."""
+    tokens = None if layout.grid is None else layout.prefix + math.prod(layout.grid) + layout.suffix
+    if tokens is None:
+        expected, fits = f"an output with {dims + 2} dimensions", len(shape) == dims + 2
+    else:
+        expected = f"an output (N, {tokens}, C), and a grid of {dims} dimensions"
+        fits = len(shape) == 3 and shape[1] == tokens and len(layout.grid or ()) == dims
+    if not fits:
+        got = f"{name!r}, whose output is {_checks.shape_of(shape)}"
+        raise ValueError(_checks.complaint("layout", f"{expected} for {layout}", got))

@@ -9,24 +9,52 @@ from dataclasses import dataclass
 
 import torch
 
-from camkit._checks import complaint, shape_of
+from camkit._checks import complaint, one_of, shape_of
 
 
 @dataclass(frozen=True)
 class Layout:
     """How to read one layer's output as ``(N, C, *spatial)``.
 
-    Attributes:
+    ``layout=`` of every method takes one where a model leaves it open; ``"channels_first"`` and
+    ``"channels_last"`` are short for the two without a grid.
+
+    Args:
         channel_dim: the dimension of the channels: 1 (NCHW) or -1 (NHWC, tokens).
         grid: for tokens ``(N, L, C)``, the grid that they form, row by row.
         prefix: how many tokens come before the grid (class and register tokens).
         suffix: how many come after it.
+
+    Raises:
+        ValueError: for a dimension, a grid or a number that cannot be.
+
+    Example:
+        >>> import camkit
+        >>> print(camkit.Layout(-1, grid=(14, 14), prefix=1))
+        tokens 14 x 14, 1 before
     """
 
     channel_dim: int = 1
     grid: tuple[int, ...] | None = None
     prefix: int = 0
     suffix: int = 0
+
+    def __post_init__(self) -> None:
+        if self.channel_dim not in (1, -1):
+            raise ValueError(complaint("channel_dim", "1 or -1", self.channel_dim))
+        if self.grid is not None and (min(self.grid, default=0) < 1 or self.channel_dim != -1):
+            expected = "positive lengths, and channel_dim -1"
+            raise ValueError(complaint("grid", expected, f"{self.grid} and {self.channel_dim}"))
+        beside = (self.prefix, self.suffix)
+        if min(beside) < 0 or (any(beside) and self.grid is None):
+            raise ValueError(complaint("prefix, suffix", "numbers of tokens beside a grid", beside))
+
+    def __str__(self) -> str:
+        """In words: channels first, channels last, or the grid of tokens and what stands beside it."""
+        if self.grid is None:
+            return "channels first" if self.channel_dim == 1 else "channels last"
+        beside = [f"{n} {where}" for n, where in ((self.prefix, "before"), (self.suffix, "after")) if n]
+        return f"tokens {shape_of(self.grid)}" + (f", {', '.join(beside)}" if beside else "")
 
     def size(self, shape: Sequence[int]) -> tuple[int, ...]:
         """The spatial size of an output of ``shape``."""
@@ -63,6 +91,26 @@ class Layout:
         tokens = activation.flatten(2).transpose(1, 2)
         end = self.prefix + tokens.shape[1]
         return torch.cat([original[:, : self.prefix], tokens, original[:, end:]], 1)
+
+
+#: Layouts by name, as ``layout=`` takes them.
+NAMED = {"channels_first": Layout(1), "channels_last": Layout(-1)}
+
+
+def as_layout(layout: object) -> Layout:
+    """A layout that is given by name or as such.
+
+    Raises:
+        ValueError: for another name.
+        TypeError: for anything else.
+    """
+    if isinstance(layout, Layout):
+        return layout
+    if not isinstance(layout, str):
+        expected = f"{', '.join(map(repr, NAMED))} or a camkit.Layout"
+        raise TypeError(complaint("layout", expected, type(layout).__name__))
+    one_of("layout", layout, NAMED)
+    return NAMED[layout]
 
 
 def infer_layout(
@@ -103,13 +151,19 @@ def infer_layout(
                 "layer",
                 "an output whose channels can be told from its positions",
                 f"shape {shape_of(shape)}, which reads as NCHW and as NHWC",
+                "layout= says which",
             )
         )
     return Layout(plausible[0]) if plausible else None
 
 
 def _proportional(spatial: tuple[int, ...], size: tuple[int, ...]) -> bool:
-    """Whether one stride explains every side, up to the rounding of a side by one position."""
+    """Whether one stride explains every side, up to the rounding of a side by one position.
+
+    Time, the first of three sides, has a stride of its own.
+    """
+    if len(size) == 3:
+        return spatial[0] <= size[0] and _proportional(spatial[1:], size[1:])
     if len(set(size)) == 1:
         return len(set(spatial)) == 1
     lower = max(s / (n + 1) for n, s in zip(spatial, size, strict=True))

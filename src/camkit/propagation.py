@@ -24,6 +24,11 @@ MAX_POOLINGS = frozenset(f"{kind}max_pool{d}d" for kind in ("", "adaptive_") for
 _OPERATORS = {"iadd": "add", "radd": "add", "imul": "mul", "rmul": "mul", "truediv": "div", "itruediv": "div"}
 
 
+def out_of_place(called: str) -> str:
+    """The name of the function that an operator or an in-place function stands for: add for __iadd__."""
+    return _OPERATORS.get(called.strip("_"), called.strip("_"))
+
+
 @dataclass(frozen=True)
 class Call:
     """One call of a function, as a rule gets it.
@@ -88,7 +93,7 @@ class Propagation(TorchFunctionMode):
         if not any(map(self.reached, tensors_in((args, kwargs)))):
             return func(*args, **kwargs)
         called = getattr(func, "__name__", str(func))
-        name = _OPERATORS.get(called.strip("_"), called.strip("_"))
+        name = out_of_place(called)
         self.met.add(name)
         in_place = called.startswith("__i") or (called.endswith("_") and not called.endswith("__"))
         if in_place:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from camkit.inputs import Inputs
 from camkit.layers import Location
 from camkit.tap import Tap
 from camkit.trace import Trace, prototype, skeleton
@@ -23,19 +24,19 @@ class Replay:
 
     Args:
         model: the model, in evaluation mode.
-        x: its input.
+        inputs: what it is called with.
         location: the layer.
     """
 
-    def __init__(self, model: nn.Module, x: torch.Tensor, location: Location) -> None:
+    def __init__(self, model: nn.Module, inputs: Inputs, location: Location) -> None:
         trace = location.dry.trace
         ended = _ended_before(trace, location.name)
         looked_at = _looked_at(trace, location, {value for values in ended.values() for value in values})
         kept = [name for name, values in ended.items() if looked_at.intersection(values)]
         with torch.no_grad(), Tap(model, *kept) as tap:
             if kept:
-                model(x)
-        self._x = x
+                inputs.run(model, inputs.images)
+        self._inputs, self._x = inputs, inputs.images
         self._needs_input = trace.input in looked_at
         self._kept = {name: tap.output(name) for name in kept}
         self._like = prototype(model)
@@ -67,7 +68,8 @@ class Replay:
         self._rows, self._calls, self._has_graph = rows, {}, torch.is_grad_enabled()
         x = self._x[:1].expand(len(rows), *self._x.shape[1:])
         with torch.set_grad_enabled(self._has_graph):  # puts back what a layer sets
-            output = self._model(repeat(self._x, len(rows) // len(self._x)) if self._needs_input else x)
+            images = repeat(self._x, len(rows) // len(self._x)) if self._needs_input else x
+            output = self._inputs.run(self._model, images)
         self._rows = torch.empty(0)
         if self._calls.get(self._layer) != 1:
             raise RuntimeError(f"{self._layer!r} was asked {self._calls.get(self._layer, 0)} times")

@@ -9,6 +9,7 @@ from torch import nn
 
 from camkit import _checks, _random, maps
 from camkit.explainer import Explanation
+from camkit.inputs import Input, Inputs
 from camkit.targets import Target
 
 
@@ -48,7 +49,7 @@ class Smoothed:
         Smilkov et al., *SmoothGrad: removing noise by adding noise*, 2017.
     """
 
-    def __init__(self, method: Callable[[torch.Tensor, Target], Explanation], views: Sequence[View]) -> None:
+    def __init__(self, method: Callable[[Any, Target], Explanation], views: Sequence[View]) -> None:
         if isinstance(method, type | nn.Module) or not callable(method):
             got = method if isinstance(method, type) else type(method).__name__
             raise TypeError(_checks.complaint("method", "a method such as camkit.GradCAM(model)", got))
@@ -62,21 +63,21 @@ class Smoothed:
         self.method = method
         self.views = tuple(views)
 
-    def __call__(self, x: torch.Tensor, target: Target = None) -> Explanation:
+    def __call__(self, x: Input, target: Target = None) -> Explanation:
         """Explains a batch, as the method does; with one more call of it on each view.
 
         Args:
-            x: inputs as the model expects them, ``(N, C, H, W)``.
+            x: images as the model expects them, ``(N, C, H, W)``; with other inputs a tuple or a dict.
             target: what to explain, as for the method.
 
         Returns:
             The :class:`Explanation`, with the output for ``x`` itself.
         """
-        plain = self.method(x, target)
+        plain, inputs = self.method(x, target), Inputs.of(x)
         size = plain.maps.shape[-len(plain.input_size) :]
         total = torch.zeros_like(plain.maps)
         for view in self.views:
-            seen = self.method(view.apply(x), plain.target)
+            seen = self.method(inputs.holding(view.apply(inputs.images)), plain.target)
             total += maps.resize(view.undo(seen.maps), size)
         return replace(plain, maps=total / len(self.views), parts=())
 

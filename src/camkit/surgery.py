@@ -164,7 +164,8 @@ def attach_gap_head(
     References:
         Zhou et al., *Learning Deep Features for Discriminative Localization*, CVPR 2016, sections 2 and 3.
     """
-    _checks.module("model", model)
+    model = layers.unwrapped(model)
+    layers.require_floats(model)
     _checks.one_of("pooling", pooling, ("avg", "max"))
     _checks.positive("num_classes", num_classes)
     if conv_channels is not None:

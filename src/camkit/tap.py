@@ -1,10 +1,14 @@
 """Watching one layer during one forward pass, and leaving the model as it was found."""
 
+import random
+import sys
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -26,6 +30,7 @@ class Tap:
             leaves a ``no_grad`` of its own after the layer falls back to this mode, and needs
             ``torch.enable_grad``.
         answer: what the only layer gives in place of its output, with the grad mode of the caller.
+        attached: whether the outputs stay in the graph that made them.
     """
 
     def __init__(
@@ -35,10 +40,12 @@ class Tap:
         gradient: bool = False,
         before: Callable[[], AbstractContextManager[None]] = torch.no_grad,
         answer: torch.Tensor | None = None,
+        attached: bool = False,
     ) -> None:
         self._layers = {name: model.get_submodule(name) for name in names}
         self._gradient = gradient
         self._answer = answer
+        self._attached = attached
         self._grad_mode = before()
         self._thread = threading.get_ident()
         self._outputs: dict[str, list[torch.Tensor]] = {name: [] for name in names}
@@ -71,6 +78,9 @@ class Tap:
         def hook(module: nn.Module, args: object, output: object) -> torch.Tensor | None:
             if threading.get_ident() != self._thread:  # another thread runs the same model
                 return None
+            if isinstance(output, torch.Tensor) and output.is_quantized:
+                self._outputs[name].append(output.dequantize())
+                return None if self._answer is None else _quantized(self._answer, output)
             if not isinstance(output, torch.Tensor) or not output.is_floating_point():
                 kind = output.dtype if isinstance(output, torch.Tensor) else type(output).__name__
                 expected = f"a layer whose output is one tensor of floats, as {name!r} has not"
@@ -89,40 +99,67 @@ class Tap:
         if self._gradient:
             first = not any(self._outputs.values())
             torch.set_grad_enabled(True)  # until __exit__ puts back what the caller had
-            if output.requires_grad and not first:
+            if output.requires_grad and (self._attached or not first):
                 return output
         # An input from the caller's inference mode, handed through, could be no leaf.
         leaf = output.clone() if output.is_inference() else output.detach()
         return leaf.requires_grad_(self._gradient)
 
 
+def _quantized(rows: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """Rows in the type, the scale and the zero point of a quantized tensor."""
+    return torch.quantize_per_tensor(rows, like.q_scale(), like.q_zero_point(), like.dtype)
+
+
 @dataclass
 class _Visit:
-    """How many explanations one module is in the middle of, in all threads, and the mode that it was in."""
+    """How many explanations one module is in the middle of, in all threads, and how it was before."""
 
     count: int
     training: bool
+    buffers: list["_Buffer"]
+
+
+class _Buffer(NamedTuple):
+    """A buffer as it was found: some forward passes write to it in evaluation mode too."""
+
+    name: str
+    tensor: torch.Tensor
+    version: int
+    numbers: torch.Tensor
+
+
+class _Process(NamedTuple):
+    """What belongs to no model: how compiling goes, and every random state that a forward pass may change."""
+
+    uncompiled: ExitStack
+    python: Any
+    numpy: Any
+    torch: torch.Tensor
+    cuda: list[torch.Tensor]
 
 
 # By the module's id: one model may be a part of another.
 _visits: dict[int, _Visit] = {}
-_random_states: list[torch.Tensor] = []
+_process: list[_Process] = []
 _lock = threading.Lock()
 
 
 @contextmanager
 def as_found(model: nn.Module) -> Iterator[None]:
-    """Puts the model in evaluation mode, and at the end its flags and torch's random state back.
+    """Puts the model in evaluation mode, and at the end its flags, its buffers and the random state back.
 
-    The first of several threads saves them, and the last puts them back.
+    The first of several threads saves them, and the last puts them back. What torch.compile made runs as it
+    was before, so that hooks and rules reach its inside.
     """
     modules = list(model.modules())
     with _lock:
         if not _visits:
-            cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
-            _random_states[:] = [torch.get_rng_state(), *cuda]
+            _process[:] = [_enter_process()]
         for module in modules:
-            _visits.setdefault(id(module), _Visit(0, module.training)).count += 1
+            if id(module) not in _visits:
+                _visits[id(module)] = _Visit(0, module.training, _buffers(module))
+            _visits[id(module)].count += 1
             # Set and not called: a model's own eval() and train() may do more than set a flag.
             if module.training:
                 module.training = False
@@ -138,7 +175,46 @@ def as_found(model: nn.Module) -> Iterator[None]:
                     del _visits[id(module)]
                     if visit.training:
                         module.training = True
+                    _put_back(module, visit.buffers)
             if not _visits:
-                torch.set_rng_state(_random_states[0])
-                if _random_states[1:]:
-                    torch.cuda.set_rng_state_all(_random_states[1:])
+                _leave_process(_process.pop())
+
+
+def _buffers(module: nn.Module) -> list[_Buffer]:
+    if isinstance(
+        module, nn.modules.batchnorm._BatchNorm
+    ):  # most buffers there are; evaluation only reads them
+        return []
+    found = [(name, tensor) for name, tensor in module._buffers.items() if tensor is not None]
+    return [
+        # Tensors of inference mode have no version.
+        _Buffer(name, tensor, -1 if tensor.is_inference() else tensor._version, tensor.detach().clone())
+        for name, tensor in found
+    ]
+
+
+def _put_back(module: nn.Module, buffers: Sequence[_Buffer]) -> None:
+    for name, tensor, version, numbers in buffers:
+        module._buffers[name] = tensor
+        if version == -1 or tensor._version != version:
+            with torch.inference_mode(tensor.is_inference()), torch.no_grad():
+                tensor.copy_(numbers)
+
+
+def _enter_process() -> _Process:
+    uncompiled = ExitStack()
+    if "torch._dynamo" in sys.modules:  # else nothing is compiled, and importing it takes seconds
+        uncompiled.enter_context(torch.compiler.set_stance("force_eager"))
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
+    return _Process(
+        uncompiled, random.getstate(), np.random.get_state(legacy=False), torch.get_rng_state(), cuda
+    )
+
+
+def _leave_process(process: _Process) -> None:
+    process.uncompiled.close()
+    random.setstate(process.python)
+    np.random.set_state(process.numpy)
+    torch.set_rng_state(process.torch)
+    if process.cuda:
+        torch.cuda.set_rng_state_all(process.cuda)

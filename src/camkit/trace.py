@@ -14,13 +14,25 @@ from typing import Any
 import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
+from torch.utils.weak import WeakIdKeyDictionary
 
-from camkit._nested import tensors_in
+from camkit._nested import mapped, tensors_in
+from camkit.inputs import Inputs
+
+
+@dataclass(frozen=True)
+class Value:
+    """A value by its number."""
+
+    number: int
 
 
 @dataclass(frozen=True)
 class Operation:
-    """One call of a torch function: numbers stand for the values that went in and came out."""
+    """One call of a torch function: numbers stand for the values that went in and came out.
+
+    In its arguments a :class:`Value` stands in the place of each tensor.
+    """
 
     name: str
     inputs: tuple[int, ...]
@@ -28,6 +40,7 @@ class Operation:
     module: str
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
+    function: Callable[..., Any]
 
 
 @dataclass
@@ -44,7 +57,7 @@ class Trace:
             is ``None`` where the output is not one tensor.
         started: for each module that ran, how many calls had ended when it first started.
         parameters: the names of the parameters and buffers that are values.
-        input: the value of the model's input.
+        input: the value of the model's images.
         output: the value of the model's output; of several tensors the first that the model made.
     """
 
@@ -72,6 +85,18 @@ class Trace:
                 if source not in seen:
                     seen.add(source)
                     queue.append(source)
+
+    def bottlenecks(self, value: int) -> Iterator[int]:
+        """The values that every way from the input to ``value`` goes through, nearest first."""
+        # Values are numbered as they are made: what is made of others has a greater number.
+        waiting = {value}
+        while waiting:
+            value = max(waiting)
+            waiting.remove(value)
+            if not waiting:
+                yield value
+            operation = self.producer(value)
+            waiting |= {v for v in operation.inputs if v in self.from_input} if operation else set()
 
     @cached_property
     def from_input(self) -> set[int]:
@@ -106,6 +131,14 @@ class Trace:
         """The values that a module gave, one a call."""
         return [value for called, value in self.calls if called == name]
 
+    def break_off(self) -> None:
+        """Ends a run that could not go on: its output is made of all that nothing was made of."""
+        used = {value for operation in self.operations for value in operation.inputs}
+        ends = sorted(self.from_input - used)
+        self.output = len(self.shapes)
+        self.shapes.append(())
+        self._add(Operation("", tuple(ends), (self.output,), "", (), {}, tuple))
+
     def __post_init__(self) -> None:
         self._producers: dict[int, Operation] = {}
 
@@ -114,13 +147,22 @@ class Trace:
         self._producers.update(dict.fromkeys(operation.outputs, operation))
 
 
-def record(model: nn.Module, input_shape: Sequence[int], device: str | None = "meta") -> Trace:
+def record(
+    model: nn.Module,
+    input_shape: Sequence[int],
+    device: str | None = "meta",
+    inputs: Inputs | None = None,
+    enough: Callable[[Trace], bool] | None = None,
+) -> Trace:
     """Runs a skeleton of ``model`` in evaluation mode on an input of ``input_shape`` and records the run.
 
     Args:
         model: any module.
-        input_shape: shape of the input with its batch.
+        input_shape: shape of the images with their batch.
         device: ``"meta"``, or ``None`` to run with the model's own numbers, where shapes are not enough.
+        inputs: the call whose other inputs go in too; the images alone if not given.
+        enough: whether a run that broke off will do. In place of the rest stands one operation without a
+            name, of all that nothing had been made of.
 
     Raises:
         Exception: whatever the model's forward pass raises on such an input.
@@ -132,8 +174,14 @@ def record(model: nn.Module, input_shape: Sequence[int], device: str | None = "m
         x = torch.rand(tuple(input_shape), dtype=like.dtype, device=device or like.device)
         recorder = _Recorder(Trace(tuple(input_shape)), copy)
         recorder.trace.input = recorder.value(x)
-        with recorder:
-            output = copy(x)
+        try:
+            with recorder:
+                output = (inputs or Inputs(x)).run(copy, x)
+        except Exception:
+            if enough is None or not enough(recorder.trace):
+                raise
+            recorder.trace.break_off()
+            return recorder.trace
     tensors = list(tensors_in(output))
     if not tensors:
         raise TypeError(f"the model's output holds no tensor: {type(output).__name__}")
@@ -153,8 +201,7 @@ class _Recorder(TorchFunctionMode):
     def __init__(self, trace: Trace, copy: nn.Module) -> None:
         super().__init__()
         self.trace = trace
-        self.alive: list[torch.Tensor] = []  # so that no id is used twice
-        self.values: dict[int, int] = {}
+        self.values = WeakIdKeyDictionary()  # so that a pass takes no more memory than it does
         self.stack: list[str] = [""]
         for name, tensor in (*copy.named_parameters(), *copy.named_buffers()):
             trace.parameters[self.value(tensor)] = name
@@ -164,11 +211,11 @@ class _Recorder(TorchFunctionMode):
             module.register_forward_hook(self._leave(name), prepend=True)
 
     def value(self, tensor: torch.Tensor, *, new: bool = False) -> int:
-        if new or id(tensor) not in self.values:
-            self.values[id(tensor)] = len(self.trace.shapes)
+        if new or tensor not in self.values:
+            self.values[tensor] = len(self.trace.shapes)
             self.trace.shapes.append(tuple(tensor.shape))
-            self.alive.append(tensor)
-        return self.values[id(tensor)]
+        number: int = self.values[tensor]
+        return number
 
     def _enter(self, name: str) -> Callable[..., None]:
         def hook(module: nn.Module, args: object) -> None:
@@ -206,7 +253,8 @@ class _Recorder(TorchFunctionMode):
                 name = getattr(getattr(func, "__self__", None), "__name__", name)
             inputs = tuple(value for _, value in before.values())
             outputs = tuple(self.value(tensor, new=True) for tensor in made)
-            self.trace._add(Operation(name, inputs, outputs, self.stack[-1], args, kwargs))
+            args, kwargs = mapped(lambda tensor: Value(before[id(tensor)][1]), (args, kwargs))
+            self.trace._add(Operation(name, inputs, outputs, self.stack[-1], args, kwargs, func))
         return result
 
 
@@ -227,8 +275,11 @@ def skeleton(model: nn.Module, device: str | None = "meta", *, hooks: bool = Fal
         if id(value) in made:
             return made[id(value)]
         if isinstance(value, nn.Module):
-            made[id(value)] = module = object.__new__(type(value))
+            kind = _Uncompiled if is_compiled(value) else type(value)
+            made[id(value)] = module = object.__new__(kind)
             for key, attribute in vars(value).items():
+                if key == "_compiled_call_impl" or (kind is _Uncompiled and key == "forward"):
+                    continue
                 if key in ("_forward_hooks", "_forward_pre_hooks"):
                     own = ((number, hook) for number, hook in attribute.items() if hooks or _is_own(hook))
                     vars(module)[key] = OrderedDict(own)
@@ -259,5 +310,18 @@ def skeleton(model: nn.Module, device: str | None = "meta", *, hooks: bool = Fal
     return copy
 
 
+def is_compiled(module: nn.Module) -> bool:
+    """Whether it is what ``torch.compile`` makes of a module."""
+    return type(module).__module__.startswith("torch._dynamo") and "_orig_mod" in module._modules
+
+
+class _Uncompiled(nn.Module):
+    """Stands for what ``torch.compile`` made of a module, and runs a stand-in for that."""
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return self.get_submodule("_orig_mod")(*args, **kwargs)
+
+
 def _is_own(hook: object) -> bool:
-    return (getattr(hook, "__module__", None) or "").split(".")[0] in ("torch", "camkit")
+    # transformers takes hidden states by hooks that it registers once.
+    return (getattr(hook, "__module__", None) or "").split(".")[0] in ("torch", "camkit", "transformers")

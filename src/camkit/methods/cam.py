@@ -9,12 +9,11 @@ import torch
 from torch import nn
 
 from camkit import _checks, layers, maps
-from camkit._nested import tensors_in
 from camkit.dryrun import DryRun
 from camkit.evidence import Evidence
 from camkit.explainer import Explainer
 from camkit.layers import Location
-from camkit.trace import Operation, Trace
+from camkit.trace import Operation, Trace, Value
 
 
 class CAM(Explainer):
@@ -33,6 +32,7 @@ class CAM(Explainer):
 
     Args:
         model: a network that ends so; any other becomes one with :func:`camkit.attach_gap_head`.
+        differentiable: whether maps and output keep their graph, as for :class:`GradCAM`.
 
     Raises:
         TypeError: if ``model`` is no module.
@@ -58,12 +58,14 @@ class CAM(Explainer):
     paper = "Zhou et al., CVPR 2016"
     passes = "1 forward"
     needs_gradient = False
+    keeps_graph = True
 
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__(model)
+    def __init__(self, model: nn.Module, *, differentiable: bool = False) -> None:
+        super().__init__(model, differentiable=differentiable)
 
     def find(self, dry: DryRun) -> list[Location]:
         """The layer before the pooling, if the head is one that CAM can explain."""
+        layers.require_floats(self.model)
         location = layers.find_before_pooling(dry)
         module, _, name = (_read_head(location).weight or "").rpartition(".")
         owner = self.model.get_submodule(module)
@@ -105,7 +107,7 @@ class _Head:
 
         def parameter(name: str) -> torch.Tensor:
             found: torch.Tensor = attrgetter(name)(model)  # perhaps computed on reading: weight_norm's is
-            return found.detach().to(pooled)
+            return found.to(pooled)
 
         classes = target.reshape(len(pooled), -1)
         if self.weight is None:
@@ -165,11 +167,9 @@ def _read_head(location: Location) -> _Head:
 
 def _parameters(trace: Trace, operation: Operation, start: int) -> dict[str, str]:
     """The names of an operation's weight and bias, which stand from position ``start`` on."""
-    tensors = dict.fromkeys(map(id, tensors_in((operation.args, operation.kwargs))))
-    names = dict(zip(tensors, map(trace.parameters.get, operation.inputs), strict=True))
     given = dict(zip(("weight", "bias"), operation.args[start:], strict=False)) | operation.kwargs
-    found = {role: names.get(id(given.get(role))) for role in ("weight", "bias")}
-    return {role: name for role, name in found.items() if name is not None}
+    values = {role: given[role].number for role in ("weight", "bias") if isinstance(given.get(role), Value)}
+    return {role: trace.parameters[value] for role, value in values.items() if value in trace.parameters}
 
 
 def _is_pointwise(trace: Trace, operation: Operation) -> bool:

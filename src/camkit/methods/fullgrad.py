@@ -8,9 +8,10 @@ from torch import nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from camkit import _checks, maps
+from camkit import _checks, layers, maps
 from camkit._nested import detached
 from camkit.explainer import Explanation
+from camkit.inputs import Input, Inputs
 from camkit.tap import as_found
 from camkit.targets import Target, bind
 
@@ -50,14 +51,13 @@ class FullGrad:
     needs_gradient = True
 
     def __init__(self, model: nn.Module) -> None:
-        _checks.module("model", model)
-        self.model = model
+        self.model = layers.unwrapped(model)
 
-    def __call__(self, x: torch.Tensor, target: Target = None) -> Explanation:
+    def __call__(self, x: Input, target: Target = None) -> Explanation:
         """Explains a batch.
 
         Args:
-            x: inputs as the model expects them, ``(N, C, H, W)``.
+            x: images as the model expects them, ``(N, C, H, W)``; with other inputs a tuple or a dict.
             target: what to explain, as for any method.
 
         Returns:
@@ -68,18 +68,20 @@ class FullGrad:
                 targets.
             TypeError: for an input, an output or a target of another kind.
         """
-        _checks.batch(self.model, x)
-        size = tuple(x.shape[2:])
+        inputs = Inputs.admitted(x, self.model)
+        images = inputs.images
+        size = tuple(images.shape[2:])
         if not size:
             expected = "inputs with a spatial size, (N, C, H, W)"
-            raise ValueError(_checks.complaint("x", expected, f"shape {_checks.shape_of(x)}"))
+            raise ValueError(_checks.complaint("x", expected, f"shape {_checks.shape_of(images)}"))
+        layers.require_floats(self.model)
         with as_found(self.model), torch.enable_grad():
-            leaf = x.detach().clone().requires_grad_()
+            leaf = images.detach().clone().requires_grad_()
             with _Biases() as biases:
-                output = self.model(leaf)
-            bound = bind(target, output, len(x))
+                output = inputs.run(self.model, leaf)
+            bound = bind(target, output, len(images))
             scores = bound.score(output)
-            of_input, *of_biases = products(scores.reshape(len(x), -1), [(leaf, x), *biases.found])
+            of_input, *of_biases = products(scores.reshape(len(images), -1), [(leaf, images), *biases.found])
         spatial = [of_input, *(p for p, is_map in zip(of_biases, biases.are_maps, strict=True) if is_map)]
         found = torch.stack([maps.resize(_rescaled(p), size).sum(2) for p in spatial]).sum(0)
         shown = found[:, 0] if scores.ndim == 1 else found

@@ -50,6 +50,7 @@ class GradCAM(Explainer):
     paper = "Selvaraju et al., ICCV 2017"
     passes = "1 forward, 1 backward"
     needs_gradient = True
+    keeps_graph = True
 
     def map(self, evidence: Evidence) -> torch.Tensor:
         """The raw maps ``(N, K, *spatial)``, never negative."""
@@ -86,6 +87,7 @@ class GradCAMPlusPlus(Explainer):
     paper = "Chattopadhay et al., WACV 2018"
     passes = "1 forward, 1 backward"
     needs_gradient = True
+    keeps_graph = True
 
     def map(self, evidence: Evidence) -> torch.Tensor:
         """The raw maps ``(N, K, *spatial)``, never negative."""
@@ -181,6 +183,7 @@ class XGradCAM(Explainer):
     paper = "Fu et al., BMVC 2020"
     passes = "1 forward, 1 backward"
     needs_gradient = True
+    keeps_graph = True
 
     def map(self, evidence: Evidence) -> torch.Tensor:
         """The raw maps ``(N, K, *spatial)``, never negative."""
@@ -213,6 +216,7 @@ class HiResCAM(Explainer):
     paper = "Draelos and Carin, 2020"
     passes = "1 forward, 1 backward"
     needs_gradient = True
+    keeps_graph = True
 
     def map(self, evidence: Evidence) -> torch.Tensor:
         """The raw maps ``(N, K, *spatial)``, signed."""
@@ -243,6 +247,7 @@ class LayerCAM(Explainer):
     paper = "Jiang et al., TIP 2021"
     passes = "1 forward, 1 backward"
     needs_gradient = True
+    keeps_graph = True
 
     def map(self, evidence: Evidence) -> torch.Tensor:
         """The raw maps ``(N, K, *spatial)``, never negative."""

@@ -3,8 +3,9 @@
 import torch
 from torch import nn
 
-from camkit import _checks
+from camkit import _checks, layers
 from camkit.evidence import Evidence, gradients
+from camkit.inputs import Input, Inputs
 from camkit.methods.gradient import GradCAM
 from camkit.propagation import Call, Propagation, swap, vector_jacobian
 from camkit.tap import as_found
@@ -40,22 +41,23 @@ class GuidedGradCAM(GradCAM):
     formula = r"\mathrm{up}(\text{Grad-CAM}) \odot \sum_c G_c,\; G \text{ guided backpropagation}"
     paper = "Selvaraju et al., ICCV 2017"
     passes = "2 forward, 2 backward"
+    keeps_graph = False
 
     def map(self, evidence: Evidence) -> torch.Tensor:
         """The raw maps ``(N, K, *size)``, signed."""
-        guided, _ = _guided(evidence.model, evidence.x, evidence.bound)
+        guided, _ = _guided(evidence.model, evidence.inputs, evidence.bound)
         grad_cam = evidence.resize(super().map(evidence))
         return grad_cam * guided.sum(2).to(grad_cam)
 
 
-def guided_backprop(model: nn.Module, x: torch.Tensor, target: Target = None) -> torch.Tensor:
+def guided_backprop(model: nn.Module, x: Input, target: Target = None) -> torch.Tensor:
     """Guided backpropagation: the gradient by the input, where every ReLU passes what is positive only.
 
     Nothing inside the model is swapped, and it is left as it was found.
 
     Args:
         model: a network whose activation functions are ReLUs.
-        x: inputs as the model expects them, ``(N, C, H, W)``.
+        x: images as the model expects them, ``(N, C, H, W)``; with other inputs a tuple or a dict.
         target: what to explain, as for any method.
 
     Returns:
@@ -68,21 +70,22 @@ def guided_backprop(model: nn.Module, x: torch.Tensor, target: Target = None) ->
     References:
         Springenberg et al., *Striving for Simplicity: The All Convolutional Net*, ICLR Workshop 2015.
     """
-    _checks.module("model", model)
-    _checks.batch(model, x)
+    model = layers.unwrapped(model)
+    layers.require_floats(model)
+    inputs = Inputs.admitted(x, model)
     with as_found(model):
-        found, single = _guided(model, x, target)
+        found, single = _guided(model, inputs, target)
     return found[:, 0] if single else found
 
 
-def _guided(model: nn.Module, x: torch.Tensor, target: Target | Bound) -> tuple[torch.Tensor, bool]:
+def _guided(model: nn.Module, inputs: Inputs, target: Target | Bound) -> tuple[torch.Tensor, bool]:
     """Guided backpropagation ``(N, K, C, *size)``, and whether one score per image was asked for."""
     with torch.enable_grad():
-        leaf = x.detach().clone().requires_grad_()
+        leaf = inputs.images.detach().clone().requires_grad_()
         with Propagation(leaf, dict.fromkeys(_RELUS, _positive_only)) as functions:
-            output = model(leaf)
-        score = bind(target, output, len(x)).score(output)
-        rows = score.reshape(len(x), -1)
+            output = inputs.run(model, leaf)
+        score = bind(target, output, len(leaf)).score(output)
+        rows = score.reshape(len(leaf), -1)
     if functions.met.isdisjoint(_RELUS):
         got = f"{type(model).__name__}, which uses none"
         raise ValueError(_checks.complaint("model", "a network with ReLUs to guide", got))

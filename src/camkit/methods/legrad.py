@@ -73,7 +73,7 @@ class LeGrad(Explainer):
         last = max([*places, *layers.attention_blocks(first.location.dry)], key=lambda place: place.value)
         names = dict.fromkeys([*(place.name for place in places), last.name])
         with _watched(first.model, list(names), len(first.x)) as found:
-            first.model(first.x)
+            first.run(first.x)
         after_all = replace(first, location=last, leaf=found[last.name][1])
         return [_sensitivity(after_all, place, *found[place.name]) for place in places]
 

@@ -75,7 +75,7 @@ class MaskingInput(Perturbing):
         channels = evidence.activation.shape[1]
 
         def rescore(chunk: range) -> torch.Tensor:
-            outputs = evidence.outputs_of_inputs(x * masks(chunk)[:, :, None].to(x))
+            outputs = evidence.outputs_of_images(x * masks(chunk)[:, :, None].to(x))
             return torch.stack([probability(output).reshape(len(x), -1) for output in outputs])
 
         scores = self.in_chunks(rescore, self.samples * channels, len(x))

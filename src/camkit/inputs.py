@@ -1,0 +1,141 @@
+"""What a model is called with: images, and whatever else goes in beside them."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from camkit import _checks
+from camkit._nested import mapped
+
+#: What explainers take for ``x``: images, or several inputs of which one is the images. A tuple goes into the
+#: model by position, a dict by name.
+Input = torch.Tensor | tuple[Any, ...] | Mapping[str, Any]
+
+
+class UnfitError(ValueError):
+    """Images that a model cannot take, for a reason that is known."""
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Everything that one call of the model takes.
+
+    Attributes:
+        given: as the user gave it.
+        place: where in it the images are: an index, a name, or ``None`` where there is nothing else.
+    """
+
+    given: Any
+    place: int | str | None = None
+
+    @classmethod
+    def of(cls, x: Input) -> "Inputs":
+        """Finds the images: the first tensor of floats with a spatial size.
+
+        Raises:
+            TypeError: if ``x`` is no input, or holds no images.
+        """
+        if isinstance(x, torch.Tensor):
+            return cls(x)
+        if not isinstance(x, tuple | Mapping):
+            hint = "torch.stack makes one of several images" if isinstance(x, list) else ""
+            expected = "a tensor, or a tuple or dict of the model's inputs"
+            raise TypeError(_checks.complaint("x", expected, type(x).__name__, hint))
+        items = _items(x)
+        for place, value in items.items():
+            if isinstance(value, torch.Tensor) and value.ndim > 2 and value.is_floating_point():
+                return cls(x, place)
+        got = ", ".join(f"{place!r}: {_described(value)}" for place, value in items.items()) or "nothing"
+        raise TypeError(_checks.complaint("x", "images among the inputs, floats (N, C, H, W)", got))
+
+    @classmethod
+    def admitted(cls, x: Input, model: nn.Module) -> "Inputs":
+        """As :meth:`of`, if the images are a batch of numbers.
+
+        Raises:
+            ValueError: for images without a batch, without numbers, or for a model without them.
+            TypeError: if ``x`` is no input, or holds no images.
+        """
+        inputs = cls.of(x)
+        _checks.batch(model, inputs.images)
+        return inputs
+
+    @property
+    def images(self) -> torch.Tensor:
+        """The images, ``(N, C, *size)``."""
+        found: torch.Tensor = self.given if self.place is None else self.given[self.place]
+        return found
+
+    def holding(self, images: torch.Tensor) -> Any:
+        """What was given, with other images and as many rows of everything else that has one per image.
+
+        The rows are those of the batch again and again. What has the images' size gets that of the new ones,
+        without content: only a dry run changes it. All is on the new images' device.
+        """
+        if self.place is None:
+            return images
+
+        def fitted(other: torch.Tensor) -> torch.Tensor:
+            count, size = self.images.shape[0], self.images.shape[2:]
+            other = other.to(images.device)
+            if other.shape[-len(size) :] == size != images.shape[2:]:
+                other = other.new_zeros(*other.shape[: -len(size)], *images.shape[2:])
+            if other.ndim and len(other) == count != len(images):
+                times = -(-len(images) // count)
+                other = other.repeat(times, *[1] * (other.ndim - 1))[: len(images)]
+            return other
+
+        rest = {place: value for place, value in _items(self.given).items() if place != self.place}
+        filled = {self.place: images, **mapped(fitted, rest)}
+        given = self.given
+        return tuple(map(filled.get, range(len(given)))) if isinstance(given, tuple) else filled
+
+    def run(self, model: nn.Module, images: torch.Tensor) -> Any:
+        """The model's output for other images, or for these.
+
+        Raises:
+            UnfitError: for images of another type, device or number of channels than the model takes.
+            Exception: whatever else the model raises.
+        """
+        given = self.holding(images)
+        try:
+            if isinstance(given, dict):
+                return model(**given)
+            return model(*given) if isinstance(given, tuple) else model(given)
+        except RuntimeError as error:
+            reason = _unfit(model, images, str(error))
+            if reason is None:
+                raise
+            raise UnfitError(reason) from error
+
+    def signature(self) -> str:
+        """What the model's way may depend on, beside the images' size."""
+        return "" if self.place is None else repr({k: _described(v) for k, v in _items(self.given).items()})
+
+
+def _unfit(model: nn.Module, images: torch.Tensor, error: str) -> str | None:
+    """The complaint about images that do not fit the model, if that is what torch's error is about."""
+    devices = {p.device for p in model.parameters()}
+    if len(devices) == 1 and images.device not in devices:
+        return _checks.complaint("x", f"images on {devices.pop()}, where the model is", images.device)
+    types = {p.dtype for p in model.parameters() if p.is_floating_point()}
+    if len(types) == 1 and images.dtype not in types and "type" in error:
+        return _checks.complaint("x", f"{types.pop()}, the type of the model's parameters", images.dtype)
+    channels = re.search(r"to have (\d+) channels", error)
+    if channels and str(list(images.shape)) in error:
+        expected = f"{channels[1]} channels for {type(model).__name__}"
+        return _checks.complaint("x", expected, f"{images.shape[1]}, in {_checks.shape_of(images.shape[1:])}")
+    return None
+
+
+def _items(given: tuple[Any, ...] | Mapping[str, Any]) -> dict[Any, Any]:
+    return dict(given) if isinstance(given, Mapping) else dict(enumerate(given))
+
+
+def _described(value: Any) -> str:
+    described = mapped(lambda t: f"{t.dtype} {_checks.shape_of(t)}", value)
+    return described if isinstance(described, str) else repr(described)
