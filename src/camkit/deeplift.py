@@ -13,6 +13,7 @@ References:
 import torch
 from torch.nn import functional as F
 
+from camkit.maps import ratio
 from camkit.propagation import ELEMENTWISE, MAX_POOLINGS, Call, Propagation, swap, vector_jacobian
 
 
@@ -65,4 +66,4 @@ def _max_pool(call: Call, arriving: torch.Tensor, now: torch.Tensor, then: torch
     given = ((out - out_then) * arriving).flatten(-dims)
     difference = (now - then).flatten(-dims)
     contribution = torch.zeros_like(difference).scatter_add(-1, place, given)
-    return torch.where(difference != 0, contribution / difference, 0).reshape(now.shape)
+    return ratio(contribution, difference).reshape(now.shape)

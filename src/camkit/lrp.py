@@ -20,6 +20,7 @@ from torch import nn
 
 from camkit import _checks
 from camkit._nested import tensors_in
+from camkit.maps import ratio
 from camkit.propagation import MAX_POOLINGS, Call, Propagation, swap, vector_jacobian
 
 _PASS = {"batch_norm", "relu", "relu6", "hardtanh", "leaky_relu"}
@@ -95,7 +96,7 @@ class Relevance(Propagation):
 
     def _in_proportion(self, call: Call) -> torch.Tensor:
         def backward(relevance: torch.Tensor, x: torch.Tensor) -> tuple[torch.Tensor]:
-            share = _divide(relevance, call.run(x))
+            share = ratio(relevance, call.run(x))
             return (x * vector_jacobian(call.run, x, share),)
 
         return swap(call.run, self._accounted(backward), call.args[0])
@@ -113,7 +114,7 @@ class Relevance(Propagation):
         def backward(relevance: torch.Tensor, x: torch.Tensor) -> tuple[torch.Tensor]:
             w = weight.detach()
             signs = [(x.clamp(min=0), w.clamp(min=0)), (x.clamp(max=0), w.clamp(max=0))]
-            share = _divide(relevance, run(*signs[0]) + run(*signs[1]))
+            share = ratio(relevance, run(*signs[0]) + run(*signs[1]))
             first, second = (x * vector_jacobian(partial(run, weight=w), x, share) for x, w in signs)
             return (first + second,)
 
@@ -129,7 +130,7 @@ class Relevance(Propagation):
             return swap(lambda x: x + other, lambda relevance: (relevance,), x, keep=False)
 
         def backward(relevance: torch.Tensor, *summands: torch.Tensor) -> tuple[torch.Tensor, ...]:
-            share = _divide(relevance, sum(summands))
+            share = ratio(relevance, torch.stack(summands).sum(0))
             return tuple((s * share).sum_to_size(s.shape) for s in summands)
 
         return swap(torch.add, self._accounted(backward), x, other)
@@ -150,11 +151,6 @@ class Relevance(Propagation):
             hint = "there relevance has no rule; a method of gradients serves"
             raise ValueError(_checks.complaint("model", expected, got, hint))
         return result
-
-
-def _divide(a: torch.Tensor, b: Any) -> torch.Tensor:
-    """The quotient, and zero where b is zero."""
-    return torch.where(b != 0, a / b, 0)
 
 
 def _is_constant(value: object, like: torch.Tensor) -> bool:

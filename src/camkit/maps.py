@@ -47,11 +47,20 @@ def normalize(maps: torch.Tensor, dims: int = 2) -> torch.Tensor:
     wide = maps if maps.dtype == torch.float64 else maps.float()
     low = wide.amin(axes, keepdim=True)
     high = wide.amax(axes, keepdim=True)
-    span, rounding = (
-        high - low,
-        _ROUNDING * torch.finfo(wide.dtype).eps * torch.maximum(high.abs(), low.abs()),
-    )
-    return torch.where(span > rounding, (wide - low) / span, 0).clamp(0, 1).to(maps)
+    span = high - low
+    rounding = _ROUNDING * torch.finfo(wide.dtype).eps * torch.maximum(high.abs(), low.abs())
+    return ratio(wide - low, span, span > rounding).clamp(0, 1).to(maps)
+
+
+def ratio(
+    numerator: torch.Tensor, denominator: torch.Tensor, where: torch.Tensor | None = None
+) -> torch.Tensor:
+    """One by the other where that is asked for, and zero elsewhere; if nothing is said, where it can be.
+
+    Its gradient is finite, which that of a division by zero is not, whatever is done with the result.
+    """
+    where = denominator != 0 if where is None else where
+    return torch.where(where, numerator, 0) / torch.where(where, denominator, 1)
 
 
 def weighted_sum(weights: torch.Tensor, activation: torch.Tensor) -> torch.Tensor:
@@ -83,7 +92,7 @@ def fuse(parts: Sequence[torch.Tensor], how: str = "mean") -> torch.Tensor:
     scaled = []
     for part in parts:
         largest = part.abs().amax(dims, keepdim=True)
-        scaled.append(resize(torch.where(largest > 0, part / largest, 0), size))
+        scaled.append(resize(ratio(part, largest), size))
     if how == "hierarchical":
         scaled[:-1] = [(2 * part).tanh() for part in scaled[:-1]]
     stacked = torch.stack(scaled)

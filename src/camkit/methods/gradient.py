@@ -8,7 +8,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from camkit import _checks, _random
 from camkit.evidence import Evidence, gradients
 from camkit.explainer import Explainer
-from camkit.maps import weighted_sum
+from camkit.maps import ratio, weighted_sum
 from camkit.methods._principal import principal_map
 
 
@@ -101,8 +101,7 @@ def _plus_plus(
     """Grad-CAM++'s map of the first three derivatives ``(N, K, C, *spatial)``."""
     total = activation.flatten(2).sum(2)[:, None, :, None]
     first, second, third = first.flatten(3), second.flatten(3), third.flatten(3)
-    denominator = 2 * second + third * total
-    alpha = torch.where(denominator != 0, second / denominator, 0)
+    alpha = ratio(second, 2 * second + third * total)
     return weighted_sum((alpha * first.relu()).sum(3), activation).relu()
 
 
@@ -190,7 +189,7 @@ class XGradCAM(Explainer):
         activation = evidence.activation
         total = activation.flatten(2).sum(2)[:, None]
         product = (evidence.gradient * activation[:, None]).flatten(3).sum(3)
-        return weighted_sum(torch.where(total != 0, product / total, 0), activation).relu()
+        return weighted_sum(ratio(product, total), activation).relu()
 
 
 class HiResCAM(Explainer):

@@ -241,8 +241,7 @@ class AblationCAM(Perturbing):
 
         without = self.in_chunks(rescore, activation.shape[1], len(activation)).permute(1, 2, 0)
         evidence.require_reach(scores[:, :, None] - without)
-        drop = (scores[:, :, None] - without) / scores[:, :, None]
-        weights = torch.where(scores[:, :, None] != 0, drop, 0)
+        weights = maps.ratio(scores[:, :, None] - without, scores[:, :, None])
         return maps.weighted_sum(weights, activation).relu()
 
 
@@ -317,7 +316,7 @@ class PolyCAM(MaskingInput):
         for part in reversed(finer):
             size = part.shape[2:]
             local = maps.resize(maps.resize(part, found.shape[2:]), size)
-            found = torch.where(local > 0, part / local, 0) * maps.resize(found, size)
+            found = maps.ratio(part, local) * maps.resize(found, size)
         return found
 
 
