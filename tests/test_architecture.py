@@ -20,7 +20,7 @@ FLOORS = [
     {"dryrun", "overlays", "lrp", "deeplift"},
     {"layers"},
     {"tap", "surgery"},
-    {"replay"},
+    {"replay", "deployment"},
     {"evidence"},
     {"explainer"},
     {"methods._principal"},

@@ -2,6 +2,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import Tensor, nn
 
 from camkit.layouts import Layout, infer_layout
 
@@ -78,3 +79,15 @@ def test_another_number_of_tokens_is_an_error() -> None:
         ValueError, match=r"^tokens: expected 1 \+ 4 x 3 \+ 0, got 20; the layout was found at"
     ):
         Layout(-1, (4, 3), 1).channels_first(torch.zeros(2, 20, 8))
+
+
+class ReadsTokens(nn.Module):
+    def forward(self, tokens: Tensor) -> Tensor:
+        return Layout(-1, (2, 3), prefix=1).channels_first(tokens)
+
+
+def test_a_graph_reads_the_tokens_of_any_number_of_images() -> None:
+    shapes = {"tokens": {0: torch.export.Dim("batch", min=1)}}
+    program = torch.export.export(ReadsTokens(), (torch.rand(2, 7, 4),), dynamic_shapes=shapes, strict=False)
+    tokens = torch.rand(5, 7, 4)
+    assert torch.equal(program.module()(tokens), ReadsTokens()(tokens))

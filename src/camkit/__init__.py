@@ -17,6 +17,7 @@ The nouns:
 from importlib.metadata import version
 
 from camkit import targets
+from camkit.deployment import export, export_onnx
 from camkit.explainer import Explainer, Explanation
 from camkit.layers import LayerInfo, list_layers
 from camkit.layouts import Layout
@@ -83,6 +84,8 @@ __all__ = [
     "blend",
     "colorize",
     "denormalize",
+    "export",
+    "export_onnx",
     "flip_views",
     "grid",
     "guided_backprop",

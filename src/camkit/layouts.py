@@ -77,7 +77,8 @@ class Layout:
             hint = "the layout was found at another input size"
             raise ValueError(complaint("tokens", expected, activation.shape[1], hint))
         grid = activation[:, self.prefix : self.prefix + patches]
-        return grid.reshape(len(grid), *self.grid, -1).movedim(-1, 1)
+        # Not len(grid), a number: torch.export would take it for that of every batch.
+        return grid.reshape(grid.shape[0], *self.grid, -1).movedim(-1, 1)
 
     def restore(self, activation: torch.Tensor, original: torch.Tensor) -> torch.Tensor:
         """What :meth:`channels_first` reads as ``activation``, differentiable.
