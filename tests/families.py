@@ -1,14 +1,34 @@
 """torchvision's classification families, and tiny networks of every kind of head."""
 
-from collections.abc import Iterator
+import random
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import NamedTuple, TypeVar
+from functools import partial
+from typing import Any, NamedTuple, TypeVar
 
+import numpy as np
 import pytest
 import torch
 import torchvision
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torchvision.models.convnext import CNBlockConfig
+from torchvision.models.efficientnet import FusedMBConvConfig, MBConvConfig
+from torchvision.models.googlenet import BasicConv2d, Inception
+from torchvision.models.googlenet import InceptionAux as GoogLeNetAux
+from torchvision.models.inception import (
+    InceptionA,
+    InceptionAux,
+    InceptionB,
+    InceptionC,
+    InceptionD,
+    InceptionE,
+)
+from torchvision.models.mobilenetv3 import InvertedResidualConfig
+from torchvision.models.regnet import BlockParams
+from torchvision.models.resnet import BasicBlock
+from torchvision.models.swin_transformer import PatchMergingV2, SwinTransformerBlockV2
+from torchvision.models.vgg import make_layers
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -53,6 +73,11 @@ def build(name: str) -> nn.Module:
     own = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}
     with without_initialisation():
         model: nn.Module = torchvision.models.get_model(name, weights=None, **own)
+    return randomise(model).eval()
+
+
+def randomise(model: Network) -> Network:
+    """Random parameters, none of which are zero, and statistics of which none are the identity's."""
     with torch.no_grad():
         for key, parameter in model.named_parameters():
             if parameter.ndim > 1:
@@ -67,7 +92,7 @@ def build(name: str) -> nn.Module:
                 buffer.uniform_(-0.2, 0.2)
             elif key.endswith("running_var"):
                 buffer.uniform_(0.5, 1.5)
-    return model.eval()
+    return model
 
 
 @contextmanager
@@ -84,6 +109,187 @@ def images(family: Family, count: int = 2) -> Tensor:
     """A batch of noise, as small as the family takes it."""
     size = (224, 224) if family.fixed_size else (96, 80)
     return torch.randn(count, 3, *size)
+
+
+class Narrow(NamedTuple):
+    """A family's own class with few channels and blocks.
+
+    Attributes:
+        make: makes the model.
+        shape: of one input.
+        layer: an early layer with few channels, for the methods that take a pass for each.
+        relus: whether it uses ReLUs.
+        relevance: whether all that follows its last spatial layer has a rule of relevance.
+    """
+
+    make: Callable[[], nn.Module]
+    shape: tuple[int, int, int]
+    layer: str
+    relus: bool = True
+    relevance: bool = True
+
+
+_models: Any = torchvision.models
+CLASSES = 5
+
+
+class Sixteenth(BasicConv2d):  # type: ignore[misc]
+    """A convolution of GoogLeNet's and Inception's with a sixteenth of the channels."""
+
+    def __init__(self, before: int, after: int, **kwargs: Any) -> None:
+        super().__init__(before if before == 3 else before // 16, after // 16, **kwargs)
+
+
+def _with_head(model: nn.Module, name: str, *layers: nn.Module) -> nn.Module:
+    setattr(model, name, nn.Sequential(*layers) if len(layers) > 1 else layers[0])
+    return model
+
+
+def _classifier(features: int) -> list[nn.Module]:
+    """The head of AlexNet and VGG, narrow."""
+    layers = [nn.Linear(features, 16), nn.ReLU(inplace=True), nn.Dropout(), nn.Linear(16, CLASSES)]
+    return [nn.Dropout(), *layers]
+
+
+def _alexnet() -> nn.Module:
+    return _with_head(_models.AlexNet(), "classifier", *_classifier(256 * 6 * 6))
+
+
+def _vgg() -> nn.Module:
+    features = make_layers([4, "M", 6, "M", 8, "M"], batch_norm=True)
+    return _with_head(_models.VGG(features, init_weights=False), "classifier", *_classifier(8 * 7 * 7))
+
+
+def _googlenet() -> nn.Module:
+    block = partial(Inception, conv_block=Sixteenth)
+    model = _models.GoogLeNet(aux_logits=False, init_weights=False, blocks=[Sixteenth, block, GoogLeNetAux])
+    return _with_head(model, "fc", nn.Linear(64, CLASSES))
+
+
+def _inception() -> nn.Module:
+    kinds = [InceptionA, InceptionB, InceptionC, InceptionD]
+    blocks = [partial(kind, conv_block=Sixteenth) for kind in (*kinds, InceptionE)]
+    model = _models.Inception3(
+        aux_logits=False, init_weights=False, inception_blocks=[Sixteenth, *blocks, InceptionAux]
+    )
+    return _with_head(model, "fc", nn.Linear(128, CLASSES))
+
+
+def _mobilenet_v3() -> Any:
+    block = partial(InvertedResidualConfig, dilation=1, width_mult=0.5)
+    blocks = [block(16, 3, 16, 16, True, "RE", 2), block(16, 3, 32, 24, True, "HS", 2)]
+    return _models.MobileNetV3(blocks, 16, num_classes=CLASSES)
+
+
+def _efficientnet() -> Any:
+    blocks = [MBConvConfig(1, 3, 1, 8, 8, 1), MBConvConfig(2, 3, 2, 8, 8, 2)]
+    return _models.EfficientNet(blocks, dropout=0.2, num_classes=CLASSES)
+
+
+def _efficientnet_v2() -> Any:
+    blocks = [FusedMBConvConfig(1, 3, 1, 4, 8, 1), MBConvConfig(2, 3, 2, 8, 8, 2)]
+    return _models.EfficientNet(blocks, dropout=0.2, num_classes=CLASSES, last_channel=12)
+
+
+def _regnet() -> Any:
+    params = BlockParams([1, 1], [8, 12], [4, 4], [1.0, 1.0], [2, 2], se_ratio=0.25)
+    return _models.RegNet(params, num_classes=CLASSES, stem_width=8)
+
+
+def _convnext() -> Any:
+    blocks = [CNBlockConfig(8, 12, 1), CNBlockConfig(12, None, 2)]
+    return _models.ConvNeXt(blocks, stochastic_depth_prob=0.1, num_classes=CLASSES)
+
+
+def _vit() -> Any:
+    return _models.VisionTransformer(
+        image_size=32, patch_size=8, num_layers=2, num_heads=2, hidden_dim=16, mlp_dim=32,
+        dropout=0.1, num_classes=CLASSES,
+    )  # fmt: skip
+
+
+def _swin(**kind: Any) -> Any:
+    return _models.SwinTransformer(
+        patch_size=[4, 4], embed_dim=8, depths=[1, 2], num_heads=[1, 2], window_size=[2, 2],
+        stochastic_depth_prob=0.2, num_classes=CLASSES, **kind,
+    )  # fmt: skip
+
+
+def _maxvit() -> Any:
+    return _models.MaxVit(
+        input_size=(32, 32), stem_channels=8, partition_size=2, block_channels=[8, 12], block_layers=[1, 1],
+        head_dim=4, stochastic_depth_prob=0.2, num_classes=CLASSES,
+    )  # fmt: skip
+
+
+_SWIN_V2 = {"block": SwinTransformerBlockV2, "downsample_layer": PatchMergingV2}
+_MOBILENET_V2 = [[1, 8, 1, 1], [2, 12, 2, 2]]
+NARROW = {
+    "alexnet": Narrow(_alexnet, (3, 96, 80), "features.0"),
+    "vgg11": Narrow(_vgg, (3, 32, 24), "features.2"),
+    "resnet18": Narrow(
+        lambda: _models.ResNet(BasicBlock, [1, 1, 1, 1], num_classes=CLASSES), (3, 64, 48), "bn1"
+    ),
+    "densenet121": Narrow(
+        lambda: _models.DenseNet(4, (2, 2, 2, 2), 8, drop_rate=0.1, num_classes=CLASSES),
+        (3, 64, 48),
+        "features.conv0",
+    ),
+    "googlenet": Narrow(_googlenet, (3, 64, 48), "conv1"),
+    "inception_v3": Narrow(_inception, (3, 80, 96), "Conv2d_1a_3x3"),
+    "mobilenet_v2": Narrow(
+        lambda: _models.MobileNetV2(CLASSES, 0.5, _MOBILENET_V2, round_nearest=4), (3, 32, 24), "features.1"
+    ),
+    "mobilenet_v3_small": Narrow(_mobilenet_v3, (3, 32, 24), "features.1", relevance=False),
+    "mnasnet0_5": Narrow(lambda: _models.MNASNet(0.25, CLASSES), (3, 64, 48), "layers.7"),
+    "shufflenet_v2_x0_5": Narrow(
+        lambda: _models.ShuffleNetV2([1, 1, 1], [4, 8, 12, 16, 20], CLASSES), (3, 40, 32), "conv1"
+    ),
+    "squeezenet1_1": Narrow(lambda: _models.SqueezeNet("1_1", CLASSES), (3, 40, 32), "features.3.squeeze"),
+    "efficientnet_b0": Narrow(_efficientnet, (3, 32, 24), "features.1", relus=False),
+    "efficientnet_v2_s": Narrow(_efficientnet_v2, (3, 32, 24), "features.1", relus=False),
+    "regnet_y_400mf": Narrow(_regnet, (3, 32, 24), "stem"),
+    "convnext_tiny": Narrow(_convnext, (3, 32, 24), "features.0", relus=False, relevance=False),
+    "vit_b_32": Narrow(_vit, (3, 32, 32), "encoder.layers.encoder_layer_0", relus=False, relevance=False),
+    "swin_t": Narrow(_swin, (3, 32, 48), "features.1", relus=False),
+    "swin_v2_t": Narrow(lambda: _swin(**_SWIN_V2), (3, 32, 48), "features.1", relus=False),
+    "maxvit_t": Narrow(_maxvit, (3, 32, 32), "stem", relus=False, relevance=False),
+}
+
+
+def narrow(name: str) -> nn.Module:
+    """A narrow member of a family, with random weights of its own, in evaluation mode."""
+    with without_initialisation(), torch.random.fork_rng([]):
+        torch.manual_seed(0)
+        return randomise(NARROW[name].make()).eval()
+
+
+def write(model: Any, x: Tensor) -> None:
+    """Buffers: one in place, and one by putting another tensor there."""
+    model.passes += 1
+    model.seen = x.detach().amax((0, 2, 3))
+
+
+def draw(model: Any, x: Tensor) -> None:
+    random.random()
+    np.random.rand()
+    torch.rand(())
+
+
+def beginning(begin: Callable[[Any, Tensor], None], family: str) -> nn.Module:
+    """A narrow model with a forward pass that begins so, in evaluation mode too."""
+    model = narrow(family)
+    kind: Any = type(model)
+
+    class Own(kind):  # type: ignore[misc]
+        def forward(self, x: Tensor) -> Any:
+            begin(self, x)
+            return super().forward(x)
+
+    model.__class__ = Own
+    model.register_buffer("passes", torch.zeros(()))
+    model.register_buffer("seen", torch.zeros(3), persistent=False)
+    return model
 
 
 class Plain(nn.Module):

@@ -2,10 +2,12 @@
 
 import gc
 import math
+import random
 import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -15,25 +17,17 @@ from torch import Tensor, nn
 import camkit
 from camkit import maps
 from families import Plain, Residual, Skip, Transformer, tiny
-from fingerprint import fingerprint
+from fingerprint import bits, hooks_of, process
+from registry import make
 
-FEW: dict[str, dict[str, Any]] = {
-    "SmoothGradCAMPlusPlus": {"samples": 2},
-    "SSCAM": {"samples": 2},
-    "ISCAM": {"samples": 2},
-}
 SHAPES: dict[type[nn.Module], tuple[int, ...]] = {Plain: (3, 12, 10), Transformer: (3, 16, 12)}
+SEEDED = [name for name, method in camkit.METHODS.items() if hasattr(method, "seed")]
 # Of one layer: all but those that look at several by themselves.
 ONE_LAYER = [name for name in camkit.METHODS if name not in ("FullGrad", "LeGrad", "PolyCAM", "CAM")]
 
 
 def network(name: str) -> type[nn.Module]:
     return Transformer if name == "LeGrad" else Plain
-
-
-def make(name: str, model: nn.Module, *args: Any, **kwargs: Any) -> Any:
-    method: Any = camkit.METHODS[name]
-    return method(model, *args, **FEW.get(name, {}), **kwargs)
 
 
 def images(name: str, count: int, seed: int = 0) -> Tensor:
@@ -99,48 +93,25 @@ def test_the_order_of_the_channels_does_not_matter(name: str, order: list[int]) 
 @pytest.mark.filterwarnings("ignore:RelevanceCAM")
 @pytest.mark.parametrize("name", camkit.METHODS)
 def test_nothing_stays_alive_but_the_result(name: str) -> None:
-    def tensors() -> int:
+    """Of 20 calls, some of which raise: no tensor, hook, graph, or anything else that is counted."""
+    model = tiny(network(name))
+    method, x = make(name, model), images(name, 2)
+
+    def alive() -> tuple[int, int, int]:
         gc.collect()
-        return sum(issubclass(type(thing), Tensor) for thing in gc.get_objects())
+        objects = gc.get_objects()
+        return sum(issubclass(type(one), Tensor) for one in objects), hooks_of(model), len(objects)
 
-    method, x = make(name, tiny(network(name))), images(name, 2)
-    method(x, [[0, 1], [2, 3]])
-    before = tensors()
-    for _ in range(3):
-        method(x, [[0, 1], [2, 3]])
-    assert tensors() == before
+    def call(times: int) -> None:
+        for _ in range(times):
+            method(x, [[0, 1], [2, 3]])
+            with pytest.raises(ValueError, match="^target: expected a class index"):
+                method(x, 99)
 
-
-@pytest.mark.parametrize("name", camkit.METHODS)
-@pytest.mark.parametrize("training", [True, False])
-@pytest.mark.parametrize("outcome", ["success", "out of range", "target raises", "interrupt", "model raises"])
-def test_the_model_is_left_as_found(name: str, training: bool, outcome: str) -> None:
-    class Fragile(network(name)):  # type: ignore[misc]
-        calls = 0
-
-        def forward(self, x: Tensor) -> Tensor:
-            output: Tensor = super().forward(x)
-            if outcome == "model raises" and output.device.type != "meta":
-                raise ArithmeticError
-            return output
-
-    def target(output: Tensor) -> Tensor:
-        raise ArithmeticError if outcome == "target raises" else KeyboardInterrupt
-
-    model = Fragile().train(training)
-    next(model.children()).eval()  # a mixture of modes
-    next(model.parameters()).requires_grad_(False)
-    for parameter in model.parameters():
-        parameter.grad = torch.randn_like(parameter)
-    x = images(name, 2).float()
-    before = fingerprint(model)
-    asked: Any = {"success": 0, "out of range": 99, "model raises": None}.get(outcome, target)
-    if outcome == "success":
-        make(name, model)(x, asked)
-    else:
-        with pytest.raises((ValueError, ArithmeticError, KeyboardInterrupt)):
-            make(name, model)(x, asked)
-    assert fingerprint(model) == before
+    call(2)
+    before = alive()
+    call(10)
+    assert alive() == before
 
 
 # With six channels a class may have no positive weight, and then its relevance goes nowhere; and DeepLIFT
@@ -318,17 +289,24 @@ def test_progress_wraps_the_passes(name: str) -> None:
     assert shown == [4, 2]  # of two images, four channels fit
 
 
-@pytest.mark.parametrize("name", ["RandomCAM", "SSCAM", "SmoothGradCAMPlusPlus"])
-def test_a_seed_gives_the_same_bytes(name: str) -> None:
-    model, x = tiny(Residual), images(name, 2)
-    before = torch.get_rng_state()
+@lost
+@pytest.mark.parametrize("name", camkit.METHODS)
+def test_the_same_call_gives_the_same_bytes(name: str) -> None:
+    """Whatever the global random states are; and the seed, where there is one, makes a difference."""
+    # Of a linear head the gradient is the same with any noise.
+    model, x = tiny(Residual if name in SEEDED else network(name)), images(name, 2)
+    before = process()
     first = make(name, model)(x, 1).maps
-    torch.rand(3)
-    assert torch.equal(make(name, model)(x, 1).maps, first)
-    assert not torch.equal(make(name, model, seed=1)(x, 1).maps, first)
-    torch.set_rng_state(before)
-    make(name, model)(x, 1)
-    assert torch.equal(torch.get_rng_state(), before)
+    assert process() == before
+    for seed in (1, 2):
+        random.seed(seed)
+        np.random.seed(seed)
+        torch.manual_seed(seed)
+        assert bits(make(name, model)(x, 1).maps) == bits(first)
+    if name in SEEDED:
+        before = process()
+        assert bits(make(name, model, seed=1)(x, 1).maps) != bits(first)
+        assert process() == before
 
 
 def test_hirescam_sums_to_the_score_of_a_linear_head() -> None:

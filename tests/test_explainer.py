@@ -1,8 +1,6 @@
 import dataclasses
 import functools
-import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -11,97 +9,11 @@ from torch import Tensor, nn
 
 import camkit
 from camkit.dryrun import DryRun
-from families import Digits, Plain, build, tiny
+from families import Digits, Plain, tiny
 from fingerprint import fingerprint
 
 Method = type[camkit.CAM] | type[camkit.GradCAM]
 METHODS = [camkit.CAM, camkit.GradCAM]
-
-
-class BoomError(Exception):
-    pass
-
-
-def interrupt(output: Tensor) -> Tensor:
-    raise KeyboardInterrupt
-
-
-def boom(output: Tensor) -> Tensor:
-    raise BoomError
-
-
-class Fragile(Plain):
-    """Raises after its layer, but only when it computes."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        output = super().forward(x)
-        if output.device.type != "meta":
-            raise BoomError
-        return output
-
-
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("name", ["resnet18", "densenet121", "googlenet"])
-@pytest.mark.parametrize("training", [True, False])
-@pytest.mark.parametrize(
-    ("target", "error"), [(None, None), (5000, ValueError), (boom, BoomError), (interrupt, KeyboardInterrupt)]
-)
-def test_the_model_is_left_as_found(
-    method: Method, name: str, training: bool, target: Any, error: type[BaseException] | None
-) -> None:
-    model = build(name)
-    model.train(training)
-    next(model.children()).eval()  # a mixture of modes
-    next(model.parameters()).requires_grad_(False)
-    next(model.children()).register_forward_hook(lambda m, a, o: None)
-    for parameter in model.parameters():
-        parameter.grad = torch.randn_like(parameter)
-    x = torch.randn(2, 3, 64, 64)
-    before = fingerprint(model)
-    if error is None:
-        method(model)(x)
-    else:
-        with pytest.raises(error):
-            method(model)(x, target)
-    assert fingerprint(model) == before
-
-
-@pytest.mark.parametrize("method", METHODS)
-def test_the_model_is_left_as_found_when_it_raises(method: Method) -> None:
-    model, x = Fragile().train(), torch.rand(2, 3, 12, 10)
-    before = fingerprint(model)
-    with pytest.raises(BoomError):
-        method(model)(x)
-    assert fingerprint(model) == before
-
-
-def test_the_random_state_is_left_when_the_model_draws() -> None:
-    class Noisy(Plain):
-        def forward(self, x: Tensor) -> Tensor:
-            return super().forward(x + torch.randn_like(x))
-
-    model, x = Noisy(), torch.rand(1, 3, 12, 10)
-    before = torch.get_rng_state()
-    camkit.GradCAM(model)(x)
-    assert torch.equal(torch.get_rng_state(), before)
-
-
-@pytest.mark.parametrize("method", METHODS)
-def test_explaining_between_backward_and_step_changes_nothing(method: Method) -> None:
-    def train(explain: bool) -> list[Tensor]:
-        torch.manual_seed(1)
-        model = Plain().train()
-        optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
-        for _ in range(3):
-            optimizer.zero_grad()
-            model(torch.randn(4, 3, 12, 10)).square().sum().backward()
-            if explain:
-                method(model)(torch.ones(1, 3, 12, 10))
-            optimizer.step()
-        return [*model.parameters(), *model.buffers()]
-
-    for with_it, without in zip(train(True), train(False), strict=True):
-        assert torch.equal(with_it, without)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -269,85 +181,6 @@ def test_bad_input_is_named_and_leaves_the_model(
     with pytest.raises(error, match=f"^{message}$"):
         method(model)(x)
     assert fingerprint(model) == before
-
-
-def test_threads_share_a_model() -> None:
-    model = build("resnet18")
-    method = camkit.GradCAM(model)
-    batches = [torch.randn(1, 3, 64, 64) for _ in range(32)]
-    expected = [method(x).maps for x in batches]
-    with ThreadPoolExecutor(8) as pool:
-        results = list(pool.map(lambda x: method(x).maps, batches))
-    for result, one in zip(results, expected, strict=True):
-        torch.testing.assert_close(result, one, rtol=1e-4, atol=1e-6)
-    assert not any(m._forward_hooks for m in model.modules())
-
-
-def test_threads_share_a_model_in_training_mode() -> None:
-    """One enters while another is inside, and the first leaves first."""
-    inside, enter = threading.Event(), threading.Event()
-
-    class Slow(Plain):
-        def forward(self, x: Tensor) -> Tensor:
-            if x.device.type == "cpu" and threading.current_thread().name == "first":
-                inside.set()
-                enter.wait(10)
-            return super().forward(x)
-
-    model = Slow().train()
-    x = torch.randn(2, 3, 12, 10)
-    expected = camkit.GradCAM(model)(x, 1).maps
-    before = fingerprint(model)
-    maps: dict[str, Tensor] = {}
-
-    def second(output: Tensor) -> Tensor:
-        enter.set()
-        first.join(10)  # gone, and its flags with it
-        assert not model.training
-        return output[:, 1]
-
-    def explain(target: Any) -> None:
-        maps[threading.current_thread().name] = camkit.GradCAM(model)(x, target).maps
-
-    first = threading.Thread(target=explain, args=(1,), name="first")
-    other = threading.Thread(target=explain, args=(second,), name="second")
-    first.start()
-    inside.wait(10)
-    other.start()
-    other.join(20)
-    assert torch.equal(maps["first"], expected)
-    assert torch.equal(maps["second"], expected)
-    assert fingerprint(model) == before
-
-
-def test_threads_share_a_part_of_a_model_in_training_mode() -> None:
-    """One explains the whole and is done first, while another is still inside a part of it."""
-    part = Plain().train()
-    whole = nn.Sequential(part)
-    x = torch.randn(2, 3, 12, 10)
-    before = fingerprint(whole)
-    inside = threading.Event()
-    modes: list[bool] = []
-
-    def of_part(output: Tensor) -> Tensor:
-        inside.set()
-        first.join(20)
-        modes.extend(module.training for module in part.modules())
-        return output[:, 1]
-
-    def of_whole(output: Tensor) -> Tensor:
-        other.start()
-        inside.wait(20)
-        return output[:, 1]
-
-    first = threading.Thread(target=lambda: camkit.GradCAM(whole, "0.features")(x, of_whole))
-    other = threading.Thread(target=lambda: camkit.GradCAM(part)(x, of_part))
-    first.start()
-    first.join(30)
-    other.join(30)
-    assert modes
-    assert not any(modes)
-    assert fingerprint(whole) == before
 
 
 def test_other_numbers_of_dimensions() -> None:

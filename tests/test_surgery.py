@@ -179,9 +179,9 @@ def test_the_users_model_is_untouched() -> None:
     assert net.training
     net(torch.rand(2, 3, 64, 64)).sum().backward()
     net.unfreeze()(torch.rand(2, 3, 64, 64)).sum().backward()
-    torch.manual_seed(0)
-    before["torch random"] = torch.get_rng_state().numpy().tobytes()
-    assert fingerprint(model) == before
+    after = fingerprint(model)
+    del before["torch random"], after["torch random"]  # new layers draw their weights
+    assert after == before
 
 
 def test_a_frozen_trunk_stays_as_it_is_in_training() -> None:
