@@ -53,6 +53,11 @@ def build(name: str) -> nn.Module:
     own = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}
     with without_initialisation():
         model: nn.Module = torchvision.models.get_model(name, weights=None, **own)
+    return randomize(model)
+
+
+def randomize(model: Network) -> Network:
+    """Gives a model random weights, none of which are zero, and puts it in evaluation mode."""
     with torch.no_grad():
         for key, parameter in model.named_parameters():
             if parameter.ndim > 1:
