@@ -100,7 +100,7 @@ QUICK = [
     vit("DeiTForImageClassificationWithTeacher", "deit.layers.2.layernorm_before", (2, 0)),
     dino(
         "Dinov2WithRegistersForImageClassification",
-        "dinov2_with_registers.encoder.layer.2.norm1",
+        "dinov2_with_registers.layernorm",
         (5, 0),
         {**DINO, "num_register_tokens": 4},
     ),
@@ -132,7 +132,8 @@ CLASSIFIERS = [
         variant="class token",
     ),
     vit("Data2VecVisionForImageClassification", "data2vec_vision.layernorm", (1, 0)),
-    dino("Dinov2ForImageClassification", "dinov2.encoder.layer.2.norm1", (1, 0)),
+    # The class token beside the mean of the patches.
+    dino("Dinov2ForImageClassification", "dinov2.layernorm", (1, 0)),
     Row(
         "CLIPForImageClassification",
         {"vision_config": SQUARE, **LABELS},
