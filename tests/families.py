@@ -73,11 +73,11 @@ def build(name: str) -> nn.Module:
     own = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}
     with without_initialisation():
         model: nn.Module = torchvision.models.get_model(name, weights=None, **own)
-    return randomise(model).eval()
+    return randomize(model)
 
 
-def randomise(model: Network) -> Network:
-    """Random parameters, none of which are zero, and statistics of which none are the identity's."""
+def randomize(model: Network) -> Network:
+    """Gives a model random weights, none of which are zero, and puts it in evaluation mode."""
     with torch.no_grad():
         for key, parameter in model.named_parameters():
             if parameter.ndim > 1:
@@ -92,7 +92,7 @@ def randomise(model: Network) -> Network:
                 buffer.uniform_(-0.2, 0.2)
             elif key.endswith("running_var"):
                 buffer.uniform_(0.5, 1.5)
-    return model
+    return model.eval()
 
 
 @contextmanager
@@ -261,7 +261,7 @@ def narrow(name: str) -> nn.Module:
     """A narrow member of a family, with random weights of its own, in evaluation mode."""
     with without_initialisation(), torch.random.fork_rng([]):
         torch.manual_seed(0)
-        return randomise(NARROW[name].make()).eval()
+        return randomize(NARROW[name].make())
 
 
 def write(model: Any, x: Tensor) -> None:
