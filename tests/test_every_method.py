@@ -352,10 +352,8 @@ def test_shapleycam_is_gradcam_where_the_head_is_piecewise_linear() -> None:
 
 def test_settings_are_keywords_and_show() -> None:
     method = camkit.SSCAM(Plain(), "features", samples=3)
-    assert repr(method).startswith(
-        "SSCAM(layer='features', fuse='mean', layout=None, differentiable=False, chunk_size=32, progress=None, "
-        "samples=3"
-    )
+    assert repr(method).startswith("SSCAM(layer='features', fuse='mean', layout=None, differentiable=False, ")
+    assert "samples=3" in repr(method)
     with pytest.raises(TypeError):
         camkit.SSCAM(Plain(), "features", 3)  # type: ignore[call-arg, arg-type]
 

@@ -98,6 +98,8 @@ class DryRun:
             try:
                 device = None
                 trace = record(model, shape, device, inputs)
+            except UnfitError:
+                raise
             except Exception:
                 raise ValueError(_cannot_take(model, shape, error, inputs)) from error
         extra = _LARGER[-len(shape[2:]) :] if len(shape) > 2 else ()
@@ -194,7 +196,7 @@ def _tokens(trace: Trace, value: int, other: Trace | None) -> Layout | None:
     for source in trace.ancestors(value):
         shape = trace.shapes[source]
         is_picture = len(shape) == len(trace.input_shape) and shape[0] == trace.input_shape[0]
-        if source in trace.parameters or not is_picture:
+        if source not in trace.from_input or not is_picture:
             continue
         try:
             layout = infer_layout(shape, trace.input_shape)
@@ -247,7 +249,7 @@ def in_order(trace: Trace, value: int, layout: Layout) -> bool:
     length = math.prod(grid)
     for source in trace.ancestors(value):
         picture = trace.shapes[source]
-        if len(picture) == len(trace.input_shape) and source not in trace.parameters:
+        if len(picture) == len(trace.input_shape) and source in trace.from_input:
             for read in (Layout(1), Layout(-1)):
                 if read.size(picture) == grid and picture[0] == shape[0]:
                     numbers = torch.arange(length, dtype=torch.int32).reshape(1, 1, *grid)

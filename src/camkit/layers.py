@@ -343,7 +343,7 @@ def find_for_gradient(dry: DryRun) -> Location:
 def _bottleneck(dry: DryRun, last: int) -> Location | None:
     """The last layer before ``last`` that everything goes through, if its map has two positions or more."""
     for value in dry.trace.bottlenecks(last):
-        if _is_layers(dry, value):
+        if dry.is_spatial(value) and _is_layers(dry, value):
             place = _nearest(dry, value)
             if math.prod(place.size) > 1:
                 return place
@@ -396,7 +396,7 @@ def _taken_in_by(dry: DryRun, attention: Operation) -> Location | None:
     for value in sorted(set.intersection(*sources) if sources else set(), reverse=True):
         name = trace.layer_of(value) or ""
         outside = not f"{name}.".startswith(f"{attention.module}.") or not attention.module
-        if name and outside and _is_layers(dry, value):
+        if name and outside and dry.is_spatial(value) and _is_layers(dry, value):
             return _nearest(dry, value)
     return None
 
@@ -493,7 +493,7 @@ def _is_layers(dry: DryRun, value: int) -> bool:
     """Whether a map can be made at a layer that gives ``value``, and nothing else."""
     name = dry.trace.layer_of(value)
     is_one = name is not None and dry.trace.outputs_of(name) == [value]
-    return is_one and dry.is_spatial(value) and dry.layout(value) is not None
+    return is_one and dry.layout(value) is not None
 
 
 def _leads_on(operation: Operation) -> bool:

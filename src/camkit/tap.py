@@ -1,18 +1,16 @@
 """Watching one layer during one forward pass, and leaving the model as it was found."""
 
-import random
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import nn
 
-from camkit import _checks
+from camkit import _checks, _random
 from camkit.layers import ran_once
 
 
@@ -130,13 +128,10 @@ class _Buffer(NamedTuple):
 
 
 class _Process(NamedTuple):
-    """What belongs to no model: how compiling goes, and every random state that a forward pass may change."""
+    """What belongs to no model: how compiling goes, and the random state."""
 
     uncompiled: ExitStack
-    python: Any
-    numpy: Any
-    torch: torch.Tensor
-    cuda: list[torch.Tensor]
+    random: _random.State
 
 
 # By the module's id: one model may be a part of another.
@@ -205,16 +200,9 @@ def _enter_process() -> _Process:
     uncompiled = ExitStack()
     if "torch._dynamo" in sys.modules:  # else nothing is compiled, and importing it takes seconds
         uncompiled.enter_context(torch.compiler.set_stance("force_eager"))
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
-    return _Process(
-        uncompiled, random.getstate(), np.random.get_state(legacy=False), torch.get_rng_state(), cuda
-    )
+    return _Process(uncompiled, _random.state())
 
 
 def _leave_process(process: _Process) -> None:
     process.uncompiled.close()
-    random.setstate(process.python)
-    np.random.set_state(process.numpy)
-    torch.set_rng_state(process.torch)
-    if process.cuda:
-        torch.cuda.set_rng_state_all(process.cuda)
+    _random.put_back(process.random)

@@ -16,6 +16,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakIdKeyDictionary
 
+from camkit import _random
 from camkit._nested import mapped, tensors_in
 from camkit.inputs import Inputs
 
@@ -169,7 +170,7 @@ def record(
     """
     like = prototype(model)
     # Out of the caller's inference mode: its tensors do not say when they are changed in place.
-    with torch.inference_mode(False), torch.no_grad(), torch.random.fork_rng([]):
+    with torch.inference_mode(False), torch.no_grad(), _random.untouched():
         copy = skeleton(model, device)
         x = torch.rand(tuple(input_shape), dtype=like.dtype, device=device or like.device)
         recorder = _Recorder(Trace(tuple(input_shape)), copy)
