@@ -199,7 +199,7 @@ def _tokens(trace: Trace, value: int, other: Trace | None) -> Layout | None:
         if source not in trace.from_input or not is_picture:
             continue
         try:
-            layout = infer_layout(shape, trace.input_shape)
+            layout = infer_layout(shape, trace.input_shape, other.shapes[source] if other else None)
         except ValueError:
             layout = Layout() if math.prod(shape[2:]) <= length else None
         if layout is None:

@@ -260,14 +260,16 @@ def _is_the_input(trace: Trace, value: int) -> bool:
 
 
 def _last_of_all(dry: DryRun, spatial: Sequence[int]) -> int:
-    """Of several spatial values the last; where they are made side by side, the last that all are made of.
+    """Of several spatial values the last.
 
-    A detector has a head for each of several resolutions; what they share is the end of the backbone.
+    But a detector, whose output has not a row per image, has a head for each of several resolutions, side by
+    side: there it is the last that all are made of, the end of the backbone.
     """
     trace = dry.trace
     made_of = {value: set(trace.ancestors(value)) for value in spatial}
     ends = [v for v in spatial if not any(v in made_of[w] for w in spatial if w != v)]
-    if len({_size(dry, v) for v in ends}) == 1:
+    has_heads = trace.shapes[trace.output][:1] != trace.input_shape[:1]
+    if not has_heads or len({_size(dry, v) for v in ends}) == 1:
         return max(ends)
     shared = set.intersection(*(made_of[v] for v in ends)) & trace.from_input - {trace.input}
     again = [v for v in shared if dry.is_spatial(v)]
