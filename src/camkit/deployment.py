@@ -17,6 +17,7 @@ from camkit.surgery import CAMNet
 from camkit.trace import prototype, skeleton
 
 _OUTPUTS = ("logits", "maps")
+_MAX_POOLINGS = (nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d, nn.AdaptiveMaxPool3d)
 # Any number of images; with no end to it, torch 2.6 finds the range too wide for a transformer.
 _MOST_IMAGES = 2**31 - 1
 
@@ -53,8 +54,8 @@ def export(net: CAMNet, input_shape: Sequence[int] = (3, 224, 224)) -> ExportedP
     """
     _check_net(net)
     DryRun.of(net, (2, *input_shape))  # complains about an input that the network cannot take
-    # Out of the caller's inference mode, whose tensors cannot be traced.
-    with torch.inference_mode(False), torch.no_grad(), torch.random.fork_rng([]):
+    # Out of the caller's inference mode: no gradient, of the input say, can pass through its tensors.
+    with torch.inference_mode(False), torch.no_grad():
         stand_in = _Explained(_copy(net))
         # Two, as torch takes a dimension of one for a constant.
         images = torch.zeros(2, *input_shape).to(prototype(net))
@@ -116,11 +117,15 @@ class _Explained(nn.Module):
         super().__init__()
         self.trunk = net.trunk
         self.head = net.head
-        self.training = net.training
         self._class_maps = net.class_maps  # the method, and not the network, which would be in the names
 
     def forward(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
         return dict(zip(_OUTPUTS, self._class_maps(images), strict=True))
+
+
+class _GlobalMax(nn.Module):
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        return features.flatten(2).amax(2)
 
 
 def _copy(net: CAMNet) -> CAMNet:
@@ -131,6 +136,9 @@ def _copy(net: CAMNet) -> CAMNet:
     for module in stand_in.modules():
         for name, parameter in module.named_parameters(recurse=False):
             setattr(module, name, copy.deepcopy(parameter, memo))
+    # torch 2.11 has no ONNX for these, and for the largest number of each channel it has.
+    if isinstance(stand_in.head.pool, _MAX_POOLINGS):
+        stand_in.head.pool = _GlobalMax()
     return stand_in.requires_grad_(False)
 
 
