@@ -1,33 +1,86 @@
 """What 1,000 explanations in a row leave in memory.
 
-``python benchmarks/memory.py`` prints a Markdown table: for each method, by how much the memory that Python
-holds (tracemalloc) and the whole process's (RSS) grew between call 100 and call 1,000, and how many more
-tensors and hooks there are then. ``python benchmarks/memory.py 200`` makes 200 calls. Each method has a process of
-its own; the RSS is measured in a second run, which tracemalloc does not disturb. It needs psutil.
+``python benchmarks/memory.py`` prints a Markdown table: for each method, by how much Python's memory
+(tracemalloc) and the whole process's (RSS) grew between call 100 and call 1,000, and how many tensors and
+hooks there were more. ``python benchmarks/memory.py 300`` makes 300 calls. Each method has processes of its
+own, one for tracemalloc, which takes memory itself, and one for the RSS. It needs psutil.
 """
 
 import gc
 import subprocess
 import sys
 import tracemalloc
-from typing import Any
 
 import psutil
 import torch
-from torch import nn
-from torchvision.models.resnet import BasicBlock, ResNet
+from torch import Tensor, nn
+from torchvision.models.resnet import BasicBlock
 
 import camkit
 
 METHODS = ["GradCAM", "CAM", "HiResCAM", "EigenCAM", "ScoreCAM", "AblationCAM", "LIFTCAM", "RelevanceCAM"]
 METHODS += ["GuidedGradCAM", "FullGrad"]
-# These take a pass for each channel: they look at the first of a few.
-MANY_PASSES = ("ScoreCAM", "AblationCAM")
 WARM = 100
 
 
 def network() -> nn.Module:
-    """A small ResNet, with eight channels at its entrance."""
+    """A small ResNet, of 16 channels at the end."""
     torch.manual_seed(0)
-    model = ResNet(BasicBlock, [1, 1, 1, 1], num_classes=10)
-    return model.eval()
+    shortcut = nn.Sequential(nn.Conv2d(8, 16, 1, stride=2, bias=False), nn.BatchNorm2d(16))
+    stem = [nn.Conv2d(3, 8, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(8), nn.ReLU(inplace=True)]
+    blocks = [BasicBlock(8, 8), BasicBlock(8, 16, stride=2, downsample=shortcut)]
+    head = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 10)]
+    return nn.Sequential(*stem, *blocks, *head).eval()
+
+
+def alive(model: nn.Module) -> tuple[int, int]:
+    """How many tensors there are, and how many hooks on the model."""
+    gc.collect()
+    hooks = [value for module in model.modules() for name, value in vars(module).items() if "_hooks" in name]
+    return sum(issubclass(type(one), Tensor) for one in gc.get_objects()), sum(map(len, hooks))
+
+
+def measure(name: str, calls: int, traced: bool) -> None:
+    """Prints the growth in KiB, and the tensors and hooks, between the call ``WARM`` and the last."""
+    torch.set_num_threads(1)
+    model = network()
+    method, x = camkit.METHODS[name](model), torch.rand(2, 3, 48, 48)
+
+    def memory() -> float:
+        gc.collect()
+        used = tracemalloc.get_traced_memory()[0] if traced else psutil.Process().memory_info().rss
+        return used / 1024
+
+    if traced:
+        tracemalloc.start()
+    for call in range(1, calls + 1):
+        method(x, 1)
+        if call == WARM:
+            tensors, hooks = alive(model)
+            start = memory()
+    grown = memory() - start
+    after = alive(model)
+    print(f"{grown:.1f}", after[0] - tensors, after[1] - hooks)
+
+
+def main(calls: int) -> None:
+    """Prints the table."""
+    print(f"| method, calls {WARM} to {calls} | Python, KiB | process, KiB | tensors | hooks |")
+    print("|---|---|---|---|---|")
+    for name in METHODS:
+        command = [sys.executable, __file__, str(calls), name]
+        traced, whole = (
+            subprocess.run([*command, kind], check=True, capture_output=True, text=True).stdout.split()
+            for kind in ("tracemalloc", "rss")
+        )
+        print(f"| {name} | {traced[0]} | {whole[0]} | {traced[1]} | {traced[2]} |", flush=True)
+
+
+if __name__ == "__main__":
+    asked = int(sys.argv[1]) if len(sys.argv) > 1 else 1000
+    if asked <= WARM:
+        sys.exit(f"calls: expected more than {WARM}, got {asked}")
+    if len(sys.argv) > 2:
+        measure(sys.argv[2], asked, sys.argv[3] == "tracemalloc")
+    else:
+        main(asked)

@@ -217,7 +217,7 @@ def _swin(**kind: Any) -> Any:
 
 def _maxvit() -> Any:
     return _models.MaxVit(
-        input_size=(32, 32), stem_channels=8, partition_size=2, block_channels=[8, 12], block_layers=[1, 1],
+        input_size=(32, 32), stem_channels=8, partition_size=2, block_channels=[12, 12], block_layers=[1, 1],
         head_dim=4, stochastic_depth_prob=0.2, num_classes=CLASSES,
     )  # fmt: skip
 

@@ -114,6 +114,21 @@ def test_nothing_stays_alive_but_the_result(name: str) -> None:
     assert alive() == before
 
 
+@pytest.mark.filterwarnings("ignore:RelevanceCAM")
+@pytest.mark.parametrize("name", camkit.METHODS)
+def test_a_call_leaves_no_circles_to_collect(name: str) -> None:
+    """Or what it used, tensors too, stays until the collector happens to run."""
+    method, x = make(name, tiny(network(name))), images(name, 2)
+    method(x, 1)  # with the dry run
+    gc.collect()
+    gc.disable()
+    try:
+        method(x, 1)
+        assert gc.collect() == 0
+    finally:
+        gc.enable()
+
+
 # With six channels a class may have no positive weight, and then its relevance goes nowhere; and DeepLIFT
 # has no rule for the softmax of a target.
 lost = pytest.mark.filterwarnings("ignore:RelevanceCAM", "ignore:LIFTCAM")
