@@ -13,7 +13,7 @@ PACKAGE = Path(camkit.__file__).parent
 
 # From the ground up: a module imports only from the lines above its own.
 FLOORS = [
-    {"_checks", "_nested", "_colormaps", "_random"},
+    {"_checks", "_nested", "_colormaps", "_process", "_random"},
     {"inputs", "layouts", "maps", "targets", "propagation"},
     {"trace"},
     {"positions"},

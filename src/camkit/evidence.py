@@ -8,9 +8,8 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from camkit import _checks, maps
+from camkit import _checks, _process, maps
 from camkit._nested import split
 from camkit.inputs import Inputs
 from camkit.layers import Location
@@ -187,7 +186,7 @@ def gather(
         ]
 
     if attached:
-        with sdpa_kernel(SDPBackend.MATH):  # torch's fused attention has no second derivative
+        with _process.open_attention():
             return run(torch.enable_grad)
     found = run(torch.no_grad)
     if gradient and not found[0].scores.requires_grad:

@@ -64,12 +64,10 @@ class Propagation(TorchFunctionMode):
         other: the rule of all other functions; they run as they are if not given.
     """
 
-    def __init__(
-        self, start: torch.Tensor, rules: Mapping[str, Rule], other: Rule = lambda call: call.run()
-    ) -> None:
+    def __init__(self, start: torch.Tensor, rules: Mapping[str, Rule], other: Rule | None = None) -> None:
         super().__init__()
         self._rules = rules
-        self._other = other
+        self._other = other or _as_it_is
         self._reached = {id(start): start}  # kept alive, so that no id is used twice
         self.met: set[str] = set()
 
@@ -79,8 +77,9 @@ class Propagation(TorchFunctionMode):
 
     def __exit__(self, *error: Any) -> None:
         super().__exit__(*error)  # type: ignore[no-untyped-call]
-        # The graph holds the rules, and these would hold its tensors: a circle that nothing collects.
-        self._reached = {}
+        # The graph holds the rules, and these would hold its tensors: a circle that nothing collects. Rules
+        # that are this object's own methods make another.
+        self._reached, self._rules, self._other = {}, {}, _as_it_is
 
     def __torch_function__(
         self,
@@ -114,6 +113,10 @@ class Propagation(TorchFunctionMode):
         changed = args[:1] if result is None else result  # x[i] = y
         self._reached.update((id(tensor), tensor) for tensor in tensors_in(changed))
         return result
+
+
+def _as_it_is(call: Call) -> Any:
+    return call.run()
 
 
 def swap(

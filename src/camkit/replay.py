@@ -52,7 +52,8 @@ class Replay:
                 module.forward = Replay._recall(me, name)
             else:
                 shapes = [trace.shapes[value] for value in values]
-                module.forward = Replay._stand_in(me, name, shapes, trace.input_shape[0], module.forward)
+                stand_in = Replay._stand_in(me, name, shapes, trace.input_shape[0], _unbound(module))
+                module.forward = stand_in
                 if len(values) == len(trace.outputs_of(name)):  # what does not run fires no hook
                     module._forward_hooks.clear()
                     module._forward_pre_hooks.clear()
@@ -101,6 +102,15 @@ class Replay:
             return zero.expand(rows * len(self._rows) // images, *rest)
 
         return stand_in
+
+
+def _unbound(module: nn.Module) -> Callable[..., Any]:
+    """A module's forward that does not keep the module."""
+    forward = module.forward
+    if getattr(forward, "__self__", None) is not module:
+        return forward
+    function, weak = forward.__func__, weakref.ref(module)  # type: ignore[attr-defined]
+    return lambda *args, **kwargs: function(weak(), *args, **kwargs)
 
 
 def repeat(tensor: torch.Tensor, times: int) -> torch.Tensor:

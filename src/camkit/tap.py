@@ -1,16 +1,15 @@
 """Watching one layer during one forward pass, and leaving the model as it was found."""
 
-import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import nn
 
-from camkit import _checks, _random
+from camkit import _checks, _process
 from camkit.layers import ran_once
 
 
@@ -127,16 +126,8 @@ class _Buffer(NamedTuple):
     numbers: torch.Tensor
 
 
-class _Process(NamedTuple):
-    """What belongs to no model: how compiling goes, and the random state."""
-
-    uncompiled: ExitStack
-    random: _random.State
-
-
 # By the module's id: one model may be a part of another.
 _visits: dict[int, _Visit] = {}
-_process: list[_Process] = []
 _lock = threading.Lock()
 
 
@@ -145,34 +136,36 @@ def as_found(model: nn.Module) -> Iterator[None]:
     """Puts the model in evaluation mode, and at the end its flags, its buffers and the random state back.
 
     The first of several threads saves them, and the last puts them back. What torch.compile made runs as it
-    was before, so that hooks and rules reach its inside.
+    was before.
     """
-    modules = list(model.modules())
-    with _lock:
-        if not _visits:
-            _process[:] = [_enter_process()]
-        for module in modules:
-            if id(module) not in _visits:
-                _visits[id(module)] = _Visit(0, module.training, _buffers(module))
-            _visits[id(module)].count += 1
-            # Set and not called: a model's own eval() and train() may do more than set a flag.
-            if module.training:
-                module.training = False
-    try:
-        with torch.inference_mode(False):
+    entered: list[nn.Module] = []
+    with _process.random_state(), _process.uncompiled(), torch.inference_mode(False):
+        try:
+            with _lock:
+                for module in model.modules():
+                    visit = _visits.setdefault(id(module), _Visit(0, module.training, []))
+                    if visit.count == 0:
+                        visit.buffers = _buffers(module)
+                    entered.append(module)
+                    visit.count += 1
+                    # Set and not called: a model's own eval() and train() may do more than set a flag.
+                    if module.training:
+                        module.training = False
             yield
-    finally:
-        with _lock:
-            for module in modules:
-                visit = _visits[id(module)]
-                visit.count -= 1
-                if visit.count == 0:
-                    del _visits[id(module)]
-                    if visit.training:
-                        module.training = True
-                    _put_back(module, visit.buffers)
-            if not _visits:
-                _leave_process(_process.pop())
+        finally:
+            with _lock:
+                for module in entered:
+                    _leave(module)
+
+
+def _leave(module: nn.Module) -> None:
+    visit = _visits[id(module)]
+    visit.count -= 1
+    if visit.count == 0:
+        del _visits[id(module)]
+        if visit.training:
+            module.training = True
+        _put_back(module, visit.buffers)
 
 
 def _buffers(module: nn.Module) -> list[_Buffer]:
@@ -194,15 +187,3 @@ def _put_back(module: nn.Module, buffers: Sequence[_Buffer]) -> None:
         if version == -1 or tensor._version != version:
             with torch.inference_mode(tensor.is_inference()), torch.no_grad():
                 tensor.copy_(numbers)
-
-
-def _enter_process() -> _Process:
-    uncompiled = ExitStack()
-    if "torch._dynamo" in sys.modules:  # else nothing is compiled, and importing it takes seconds
-        uncompiled.enter_context(torch.compiler.set_stance("force_eager"))
-    return _Process(uncompiled, _random.state())
-
-
-def _leave_process(process: _Process) -> None:
-    process.uncompiled.close()
-    _random.put_back(process.random)

@@ -16,7 +16,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakIdKeyDictionary
 
-from camkit import _random
+from camkit import _process
 from camkit._nested import mapped, tensors_in
 from camkit.inputs import Inputs
 
@@ -170,7 +170,7 @@ def record(
     """
     like = prototype(model)
     # Out of the caller's inference mode: its tensors do not say when they are changed in place.
-    with torch.inference_mode(False), torch.no_grad(), _random.untouched():
+    with torch.inference_mode(False), torch.no_grad(), _process.random_state():
         copy = skeleton(model, device)
         x = torch.rand(tuple(input_shape), dtype=like.dtype, device=device or like.device)
         recorder = _Recorder(Trace(tuple(input_shape)), copy)
@@ -270,45 +270,49 @@ def skeleton(model: nn.Module, device: str | None = "meta", *, hooks: bool = Fal
         device: where its tensors are: ``"meta"``, or ``None`` to share its parameters and copy its buffers.
         hooks: whether a user's hooks come along, which then fire for its passes; torch's and camkit's do.
     """
-    made: dict[int, Any] = {}
-
-    def rebuild(value: Any) -> Any:
-        if id(value) in made:
-            return made[id(value)]
-        if isinstance(value, nn.Module):
-            kind = _Uncompiled if is_compiled(value) else type(value)
-            made[id(value)] = module = object.__new__(kind)
-            for key, attribute in vars(value).items():
-                if key == "_compiled_call_impl" or (kind is _Uncompiled and key == "forward"):
-                    continue
-                if key in ("_forward_hooks", "_forward_pre_hooks"):
-                    own = ((number, hook) for number, hook in attribute.items() if hooks or _is_own(hook))
-                    vars(module)[key] = OrderedDict(own)
-                else:
-                    vars(module)[key] = rebuild(attribute)
-            vars(module)["training"] = False
-            return module
-        if isinstance(value, torch.Tensor):
-            if device is None:
-                tensor = value if isinstance(value, nn.Parameter) else value.detach().clone()
-            else:
-                tensor = torch.empty_like(value.detach(), device=device)
-                if isinstance(value, nn.Parameter):
-                    tensor = nn.Parameter(tensor, requires_grad=value.requires_grad)
-            made[id(value)] = tensor
-            return tensor
-        if isinstance(value, types.MethodType) and isinstance(value.__self__, nn.Module):
-            return types.MethodType(value.__func__, rebuild(value.__self__))
-        if isinstance(value, dict):
-            made[id(value)] = new = value.copy()
-            new.update((key, rebuild(item)) for key, item in value.items())
-            return new
-        if type(value) in (list, tuple):
-            return type(value)(rebuild(item) for item in value)
-        return value
-
-    copy: nn.Module = rebuild(model)
+    copy: nn.Module = _rebuilt(model, device, hooks, {})
     return copy
+
+
+def _rebuilt(value: Any, device: str | None, hooks: bool, made: dict[int, Any]) -> Any:
+    """A value with the modules and tensors in it anew, each once."""
+
+    def again(value: Any) -> Any:
+        return _rebuilt(value, device, hooks, made)
+
+    if id(value) in made:
+        return made[id(value)]
+    if isinstance(value, nn.Module):
+        kind = _Uncompiled if is_compiled(value) else type(value)
+        made[id(value)] = module = object.__new__(kind)
+        for key, attribute in vars(value).items():
+            if key == "_compiled_call_impl" or (kind is _Uncompiled and key == "forward"):
+                continue
+            if key in ("_forward_hooks", "_forward_pre_hooks"):
+                own = ((number, hook) for number, hook in attribute.items() if hooks or _is_own(hook))
+                vars(module)[key] = OrderedDict(own)
+            else:
+                vars(module)[key] = again(attribute)
+        vars(module)["training"] = False
+        return module
+    if isinstance(value, torch.Tensor):
+        if device is None:
+            tensor = value if isinstance(value, nn.Parameter) else value.detach().clone()
+        else:
+            tensor = torch.empty_like(value.detach(), device=device)
+            if isinstance(value, nn.Parameter):
+                tensor = nn.Parameter(tensor, requires_grad=value.requires_grad)
+        made[id(value)] = tensor
+        return tensor
+    if isinstance(value, types.MethodType) and isinstance(value.__self__, nn.Module):
+        return types.MethodType(value.__func__, again(value.__self__))
+    if isinstance(value, dict):
+        made[id(value)] = new = value.copy()
+        new.update((key, again(item)) for key, item in value.items())
+        return new
+    if type(value) in (list, tuple):
+        return type(value)(again(item) for item in value)
+    return value
 
 
 def is_compiled(module: nn.Module) -> bool:

@@ -3,9 +3,8 @@
 from dataclasses import dataclass
 
 import torch
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from camkit import _checks, _random
+from camkit import _checks, _process, _random
 from camkit.evidence import Evidence, gradients
 from camkit.explainer import Explainer
 from camkit.maps import ratio, weighted_sum
@@ -315,8 +314,7 @@ class ShapleyCAM(Explainer):
         """The raw maps ``(N, K, *spatial)``, never negative."""
         activation, name = evidence.activation, evidence.location.name
         weights = []
-        # torch's fused attention has no second derivative.
-        with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
+        with torch.enable_grad(), _process.open_attention():
             leaf = activation.clone().requires_grad_()
             scores = evidence.rescore(leaf[None])[0]
             for k in range(scores.shape[1]):
