@@ -197,13 +197,13 @@ def gather(
 
 
 def gradients(
-    scores: torch.Tensor, wrt: torch.Tensor, name: str, *, keep: bool = False, create_graph: bool = False
+    scores: torch.Tensor, wrt: torch.Tensor, name: str = "", *, keep: bool = False, create_graph: bool = False
 ) -> torch.Tensor:
     """The gradient of each score ``(N, K)`` by a tensor ``(N, ...)``, as ``(N, K, ...)``.
 
     Args:
         scores: what to derive.
-        wrt: by what; it comes from layer ``name``.
+        wrt: by what: what a layer gives, or the input.
         name: that layer, for the message.
         keep: whether the graph is still needed afterwards.
         create_graph: whether the gradient is to be derived in its turn.
@@ -222,7 +222,8 @@ def gradients(
                 scores, wrt, start, retain_graph=more, create_graph=create_graph, allow_unused=True
             )
         if gradient is None:
-            expected = f"a score that depends on layer {name!r} through a gradient"
+            source = f"layer {name!r}" if name else "the input"
+            expected = f"a score that depends on {source} through a gradient"
             raise ValueError(_checks.complaint("target", expected, "one that does not"))
         found.append(gradient)
     return torch.stack(found, 1)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from camkit import _checks
 from camkit.dryrun import DryRun, in_order
@@ -113,6 +114,7 @@ def list_layers(model: nn.Module, input_shape: Sequence[int] = (3, 224, 224)) ->
         avgpool: AdaptiveAvgPool2d, 256 x 6 x 6
     """
     model = unwrapped(model)
+    _checks.lengths("input_shape", "positive lengths (C, H, W)", input_shape)
     dry = DryRun.of(model, (2, *input_shape))
     modules = dict(model.named_modules(remove_duplicate=False))
     found = []
@@ -129,15 +131,21 @@ def unwrapped(model: nn.Module) -> nn.Module:
     """The module inside ``torch.compile``, ``nn.DataParallel`` and ``DistributedDataParallel``, or itself.
 
     Raises:
-        TypeError: if it is no module, or one that does not run in Python.
+        TypeError: if it is no module, or one of which a part does not run in Python.
+        ValueError: if a part has no weights before it has run.
     """
     _checks.module("model", model)
     while isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel) or is_compiled(model):
         model = next(model.children())
-    if isinstance(model, torch.jit.ScriptModule):
-        hint = "explain the module that it was made of"
-        got = f"a {type(model).__name__} of torch.jit"
-        raise TypeError(_checks.complaint("model", "a module that runs in Python", got, hint))
+    for name, module in model.named_modules():
+        if isinstance(module, torch.jit.ScriptModule):
+            hint = "explain the module that it was made of"
+            got = f"a {type(module).__name__} of torch.jit" + (f" in {name!r}" if name else "")
+            raise TypeError(_checks.complaint("model", "a module that runs in Python", got, hint))
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if is_lazy(tensor):
+            got = f"{name!r} of a lazy module that never ran"
+            raise ValueError(_checks.complaint("model", "weights", got, "a pass, model(x), makes them"))
     return model
 
 

@@ -163,6 +163,10 @@ class RandomCAM(Explainer):
     passes = "1 forward"
     needs_gradient = False
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _checks.seed(self.seed)
+
     def map(self, evidence: Evidence) -> torch.Tensor:
         """The raw maps ``(N, K, *spatial)``, the same for each k; never negative."""
         activation = evidence.activation
