@@ -62,7 +62,7 @@ class Evidence:
     def activation(self) -> torch.Tensor:
         """A, ``(N, C, *spatial)``, in single precision or better; outside any graph, if not attached."""
         leaf = self.leaf if self.attached else self.leaf.detach()
-        return _wide(self.location.layout.channels_first(leaf))
+        return maps.wide(self.location.layout.channels_first(leaf))
 
     @cached_property
     def gradient(self) -> torch.Tensor:
@@ -81,7 +81,7 @@ class Evidence:
         raw = gradients(self.scores, self.leaf, self.location.name, keep=keep, create_graph=attached)
         count, targets = raw.shape[:2]
         flat = layout.channels_first(raw.flatten(0, 1))
-        result = _wide(flat.reshape(count, targets, *flat.shape[1:]))
+        result = maps.wide(flat.reshape(count, targets, *flat.shape[1:]))
         self.require_reach(result)
         return result
 
@@ -235,8 +235,3 @@ def _agree(scores: torch.Tensor, expected: torch.Tensor) -> bool:
         return False
     eps = torch.finfo(expected.dtype).eps
     return torch.allclose(scores, expected, rtol=eps**0.5, atol=eps**0.75 * expected.abs().max().item())
-
-
-def _wide(tensor: torch.Tensor) -> torch.Tensor:
-    """In single precision or better: products of gradients vanish in half."""
-    return tensor if tensor.dtype == torch.float64 else tensor.float()

@@ -94,7 +94,7 @@ def products(scores: torch.Tensor, places: list[tuple[torch.Tensor, torch.Tensor
         places: the input first, then what was added for each bias; each with its factor.
 
     Returns:
-        For each, shape ``(N, K, ...)``; zeros where no score depends on it.
+        For each, shape ``(N, K, ...)``, in single precision or better; zeros where no score depends on it.
 
     Raises:
         ValueError: if the scores do not depend on the input.
@@ -111,7 +111,8 @@ def products(scores: torch.Tensor, places: list[tuple[torch.Tensor, torch.Tensor
             expected = "a score that depends on the input through a gradient"
             raise ValueError(_checks.complaint("target", expected, "one that does not"))
         for made, gradient, (leaf, factor) in zip(found, gradients, places, strict=True):
-            made.append(torch.zeros_like(leaf) if gradient is None else gradient * factor)
+            product = torch.zeros_like(leaf) if gradient is None else maps.wide(gradient) * factor
+            made.append(maps.wide(product))
     return [torch.stack(made, 1).detach() for made in found]
 
 
