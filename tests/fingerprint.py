@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.overrides import _get_current_function_mode_stack
 
 _HOOKS = [name for name in vars(nn.Module()) if "hook" in name]
@@ -33,8 +34,8 @@ def fingerprint(model: nn.Module) -> dict[str, Any]:
         "tensor hooks": {
             name: [_items(getattr(t, hooks, None)) for hooks in _TENSOR_HOOKS] for name, t in tensors.items()
         },
-        "identity": {name: (id(t), t.data_ptr()) for name, t in tensors.items()},
-        "version": {name: t._version for name, t in tensors.items()},
+        "identity": {name: (id(t), 0 if is_lazy(t) else t.data_ptr()) for name, t in tensors.items()},
+        "version": {name: t._version for name, t in tensors.items() if not is_lazy(t)},
         "requires_grad": {name: (t.requires_grad, t.is_leaf) for name, t in tensors.items()},
         "bits": {name: bits(t) for name, t in tensors.items()},
         "grad": {
@@ -97,6 +98,8 @@ def hooks_of(model: nn.Module) -> int:
 
 def bits(tensor: Tensor) -> str:
     """A digest of a tensor's shape, type and every bit."""
+    if is_lazy(tensor) or tensor.is_meta:
+        return "no numbers"
     raw = tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
     return f"{tuple(tensor.shape)} {tensor.dtype} {hashlib.sha1(raw.data).hexdigest()}"
 

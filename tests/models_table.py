@@ -1,7 +1,7 @@
 """What works on each of torchvision's models, as docs/models.md shows it.
 
-``python tests/models_table.py`` runs every model with random weights and writes that page; ``python
-tests/models_table.py resnet18 fcn_resnet50`` prints the rows of these. A long test holds the page to the code.
+``python tests/models_table.py`` runs every model with random weights and writes that page; with names, such
+as ``resnet18 fcn_resnet50``, it prints the rows of these. A long test holds the page to the code.
 """
 
 import sys
@@ -16,27 +16,31 @@ from torch import Tensor, nn
 
 import camkit
 from camkit import targets
+from camkit.inputs import Inputs
 from families import randomize, without_initialisation
 
 PAGE = Path(__file__).parents[1] / "docs" / "models.md"
 HEAD = """# What works on which model
 
-All of `torchvision.models.list_models()`, run with random weights by `python tests/models_table.py`, with nothing
-configured but the target: a class; for segmentation one class's pixels, for detectors the sum of the scores, for
-RAFT the size of the flow. A test holds this page to the code.
+All of `torchvision.models.list_models()`, run with random weights by `python tests/models_table.py`, with
+nothing configured but the target: a class; for segmentation one class's pixels, for detectors the sum of the
+scores, for RAFT the size of the flow. A test holds this page to the code.
 
-- **layer**: where a map is made if none is named, with its channels and size for the input given, and its layout if that
-  is not channels first.
+- **layer**: where a map is made if none is named, with its channels and size for the input given, and its
+  layout if that is not channels first.
 - **CAM**: exact as the model is. **surgery**: the layer where `attach_gap_head` ends the trunk.
-- **gradient**: `GradCAM` and all that weigh the activation by a gradient. **activation**: `EigenCAM` and the like.
+- **gradient**: `GradCAM` and all that weigh the activation by a gradient.
+- **activation**: `EigenCAM` and the like.
 - **masks**: `ScoreCAM`, `AblationCAM` and the like (two channels were tried).
 - **LIFT**: `LIFTCAM`; *about* where it warns that contributions do not sum to the change of the score.
-- **relevance**: `RelevanceCAM`; *about* where it warns that relevance is lost. **LeGrad**: the number of blocks.
+- **relevance**: `RelevanceCAM`; *about* where it warns that relevance is lost.
+- **LeGrad**: the number of blocks.
 
 A dash: an error says why not. RAFT's flow is made of many passes of one block, so a layer is to be named:
 `context_encoder`. Quantized models are here as `quantize=True` makes them: nothing in them has a gradient.
 """
-COLUMNS = "model input layer CAM surgery gradient activation masks LIFT relevance LeGrad".split()
+WAYS = ("gradient", "activation", "masks", "LIFT", "relevance", "LeGrad")
+COLUMNS = ["model", "input", "layer", "CAM", "surgery", *WAYS]
 VIDEO = ("mc3", "mvit", "r2plus1d", "r3d", "s3d", "swin3d")
 DETECTION = ("rcnn", "fcos", "retinanet", "ssd")
 SEGMENTATION = ("deeplab", "fcn_", "lraspp")
@@ -52,10 +56,12 @@ def build(name: str) -> nn.Module:
     own: dict[str, Any] = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}
     if any(part in name for part in (*DETECTION, *SEGMENTATION)):
         own["weights_backbone"] = None
+    if any(part in name for part in DETECTION):  # random numbers in their heads are boxes without end
+        model = torchvision.models.get_model(name, weights=None, **own)
+        return model.eval()
     with without_initialisation():
         model = torchvision.models.get_model(name, weights=None, **own)
-    # Random numbers in anchors' and boxes' heads would fill the picture with boxes without end.
-    return model.eval() if any(part in name for part in DETECTION) else randomize(model)
+    return randomize(model)
 
 
 def example(name: str) -> tuple[Any, Any]:
@@ -103,7 +109,9 @@ class AblationCAM(TwoChannels, camkit.AblationCAM):
 
 def tried(method: Any, model: nn.Module, x: Any, target: Any) -> tuple[camkit.Explanation | None, str]:
     """An explanation and how it went: ``yes``, ``about`` or a dash."""
-    layer = {"layer": "context_encoder"} if type(model).__name__ == "RAFT" and method is not camkit.CAM else {}
+    layer = (
+        {"layer": "context_encoder"} if type(model).__name__ == "RAFT" and method is not camkit.CAM else {}
+    )
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
         try:
@@ -119,13 +127,12 @@ def tried(method: Any, model: nn.Module, x: Any, target: Any) -> tuple[camkit.Ex
 def row(name: str) -> list[str]:
     """One row of the table."""
     model, (x, target) = build(name), example(name)
-    size = camkit.inputs.Inputs.of(x).images.shape[1:]
+    size = Inputs.of(x).images.shape[1:]
     found, activation = tried(camkit.EigenCAM, model, x, target)
     explanation, gradient = tried(camkit.GradCAM, model, x, target)
     layer = "–"
     if found is not None:
-        info = next(one for one in camkit_layers(model, x) if one[0] == found.layer)
-        layer = f"`{info[0]}` {info[1]}"
+        layer = shown(model, x)
     _, cam = tried(camkit.CAM, model, x, target)
     masks = {tried(method, model, x, target)[1] for method in (ScoreCAM, AblationCAM)}
     _, lift = tried(camkit.LIFTCAM, model, x, target)
@@ -139,13 +146,12 @@ def row(name: str) -> list[str]:
     return [f"`{name}`", "×".join(map(str, size)), layer, cam, surgery, *cells]
 
 
-def camkit_layers(model: nn.Module, x: Any) -> list[tuple[str, str]]:
-    """Name and shape of the layer that is found."""
-    layer = {"layer": "context_encoder"} if type(model).__name__ == "RAFT" else {}
-    place = camkit.EigenCAM(model, **layer)._locate(camkit.inputs.Inputs.of(x))[0]
-    shape = "×".join(map(str, (place.channels, *place.size)))
-    layout = str(place.layout)
-    return [(place.name, shape if layout == "channels first" else f"{shape}, {layout}")]
+def shown(model: nn.Module, x: Any) -> str:
+    """Name, shape and layout of the layer that is found."""
+    layer = "context_encoder" if type(model).__name__ == "RAFT" else None
+    place = camkit.EigenCAM(model, layer)._locate(Inputs.of(x))[0]
+    shape, layout = "×".join(map(str, (place.channels, *place.size))), str(place.layout)
+    return f"`{place.name}` {shape}" + ("" if layout == "channels first" else f", {layout}")
 
 
 def surgery_of(model: nn.Module, x: Any) -> str:

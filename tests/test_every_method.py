@@ -1,7 +1,6 @@
 """What holds for every method of the registry."""
 
 import gc
-import math
 import random
 import re
 from pathlib import Path
@@ -226,51 +225,6 @@ def test_one_channel_has_no_principal_direction(name: str) -> None:
         ValueError, match="^layer: expected a layer with two channels or more, got '1', which has 1$"
     ):
         make(name, model)(torch.rand(1, 3, 12, 10))
-
-
-def test_methods_without_a_place_say_so() -> None:
-    x = torch.rand(1, 3, 12, 10)
-    with pytest.raises(
-        ValueError, match="^model: expected a transformer of blocks with one attention over all"
-    ):
-        camkit.LeGrad(Plain())(x)
-    smooth = nn.Sequential(nn.Conv2d(3, 4, 3), nn.GELU(), nn.Flatten(), nn.Linear(320, 2))
-    with pytest.raises(
-        ValueError, match="^model: expected a network with ReLUs to guide, got Sequential, which uses"
-    ):
-        camkit.GuidedGradCAM(smooth)(x)
-    with pytest.raises(
-        ValueError, match="^model: expected a network with ReLUs to guide, got Sequential, which uses"
-    ):
-        camkit.guided_backprop(smooth, x)
-
-
-@pytest.mark.parametrize(
-    ("name", "arguments", "error", "message"),
-    [
-        ("ScoreCAM", {"chunk_size": 0}, ValueError, "chunk_size: expected a positive number, got 0"),
-        ("AblationCAM", {"chunk_size": 2.0}, TypeError, "chunk_size: expected an int, got float"),
-        ("ScoreCAM", {"progress": True}, TypeError, "progress: expected a function that wraps an iterable, "
-         "such as tqdm.tqdm, got bool"),
-        ("SSCAM", {"samples": 0}, ValueError, "samples: expected a positive number, got 0"),
-        ("SSCAM", {"std": -1.0}, ValueError, "std: expected a finite number, zero or more, got -1.0"),
-        ("ISCAM", {"samples": True}, TypeError, "samples: expected an int, got bool"),
-        ("SSCAM", {"std": math.inf}, ValueError, "std: expected a finite number, zero or more, got inf"),
-        ("SmoothGradCAMPlusPlus", {"std": "1"}, TypeError, "std: expected a number, got str"),
-        ("KPCACAM", {"gamma": -1}, ValueError, "gamma: expected a finite number, zero or more, got -1"),
-        ("FEM", {"sigmas": math.nan}, ValueError, "sigmas: expected a finite number, zero or more, got nan"),
-        ("PolyCAM", {"weights": "x"}, ValueError, "weights: expected one of '+', '-', '+-', got 'x'"),
-        ("GradCAM", {"fuse": "sum"}, ValueError, "fuse: expected one of 'mean', 'product', 'hierarchical', "
-         "got 'sum'"),
-    ],
-)  # fmt: skip
-def test_wrong_settings_are_named(
-    name: str, arguments: dict[str, Any], error: type[Exception], message: str
-) -> None:
-    method: Any = camkit.METHODS[name]
-    with pytest.raises(error) as raised:
-        method(Plain(), **arguments)
-    assert str(raised.value) == message
 
 
 @pytest.mark.parametrize("name", ["ScoreCAM", "SSCAM", "ISCAM", "AblationCAM", "PolyCAM"])

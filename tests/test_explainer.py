@@ -10,7 +10,6 @@ from torch import Tensor, nn
 import camkit
 from camkit.dryrun import DryRun
 from families import Digits, Plain, tiny
-from fingerprint import fingerprint
 
 Method = type[camkit.CAM] | type[camkit.GradCAM]
 METHODS = [camkit.CAM, camkit.GradCAM]
@@ -98,10 +97,6 @@ def test_output_target_and_heatmaps() -> None:
             assert (heatmap.min(), heatmap.max()) == (0, 1)
     assert explained.heatmaps((7, 5)).shape == (3, 7, 5)
     assert camkit.GradCAM(model)(x, [[0, 1]] * 3).heatmaps().shape == (3, 2, 12, 10)
-    with pytest.raises(ValueError, match=r"^size: expected 2 positive lengths, got \(7,\)$"):
-        explained.heatmaps((7,))
-    with pytest.raises(TypeError, match=r"^size: expected \(H, W\), got 7$"):
-        explained.heatmaps(7)  # type: ignore[arg-type]
 
 
 def test_models_with_other_outputs_need_a_function() -> None:
@@ -110,11 +105,6 @@ def test_models_with_other_outputs_need_a_function() -> None:
             return {"logits": super().forward(x), "more": [x]}  # type: ignore[return-value]
 
     model, x = Two(), torch.rand(2, 3, 12, 10)
-    message = (
-        r"^target: expected a model with logits \(N, classes\), got an output of type dict; give target="
-    )
-    with pytest.raises(TypeError, match=message):
-        camkit.GradCAM(model)(x)
     explained = camkit.GradCAM(model)(x, lambda output: output["logits"][:, 1])
     assert set(explained.output) == {"logits", "more"}
     assert not explained.output["logits"].requires_grad
@@ -153,34 +143,6 @@ def test_outputs_of_any_kind_come_back_without_their_graph() -> None:
         ).output
         assert type(output) is type(wrap(torch.zeros(2, 4)))
         assert not unwrap(output).requires_grad
-
-
-@pytest.mark.parametrize(
-    ("x", "error", "message"),
-    [
-        (
-            torch.rand(3, 12, 10),
-            ValueError,
-            r"x: expected a batch \(N, C, H, W\), got shape 3 x 12 x 10; add .*",
-        ),
-        ([1, 2], TypeError, "x: expected a tensor, or a tuple or dict of .*, got list; torch.stack .*"),
-        (torch.rand(0, 3, 12, 10), ValueError, "x: expected at least one input, got shape 0 x 3 x 12 x 10"),
-        (
-            torch.rand(2, 3, 2, 2),
-            ValueError,
-            "x: expected images of at least 6 x 6 for Plain, got 3 x 2 x 2.*",
-        ),
-    ],
-)
-@pytest.mark.parametrize("method", METHODS)
-def test_bad_input_is_named_and_leaves_the_model(
-    method: Method, x: Any, error: type[Exception], message: str
-) -> None:
-    model = Plain().train()
-    before = fingerprint(model)
-    with pytest.raises(error, match=f"^{message}$"):
-        method(model)(x)
-    assert fingerprint(model) == before
 
 
 def test_other_numbers_of_dimensions() -> None:

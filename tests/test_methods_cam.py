@@ -151,10 +151,3 @@ def test_a_one_by_one_convolution_is_a_linear_layer() -> None:
     explanation = camkit.CAM(model)(torch.randn(2, 3, 9, 9).double(), [1, 2])
     mean = explanation.maps.mean((1, 2)) + model.get_parameter("2.bias")[[1, 2]]
     torch.testing.assert_close(mean, explanation.output[[0, 1], [1, 2]])
-
-
-def test_a_function_is_no_target_of_cam() -> None:
-    with pytest.raises(
-        TypeError, match="^target: expected classes, which are what CAM explains, got a function$"
-    ):
-        camkit.CAM(Plain())(torch.rand(1, 3, 12, 10), lambda output: output[:, 0])

@@ -125,24 +125,3 @@ def test_a_function_of_the_output_as_target() -> None:
     several = method(x, lambda output: output[:, [2, 0]])
     assert several.maps.shape == (2, 2, 4, 3)
     assert torch.equal(several.maps[:, 0], of_class.maps)
-
-
-def test_a_score_that_does_not_depend_on_the_layer() -> None:
-    class Aside(Plain):
-        def __init__(self) -> None:
-            super().__init__()
-            self.aside = nn.Conv2d(3, 2, 3)
-
-        def forward(self, x: Tensor) -> Tensor:
-            self.aside(x)
-            return super().forward(x)
-
-    with pytest.raises(
-        ValueError, match="^target: expected a score that depends on layer 'aside' through a gradient"
-    ):
-        camkit.GradCAM(Aside(), "aside")(torch.rand(1, 3, 12, 10))
-    with pytest.raises(
-        ValueError,
-        match="^target: expected a score that depends on layer 'features' through a gradient, got one",
-    ):
-        camkit.GradCAM(Plain())(torch.rand(1, 3, 12, 10), lambda output: output.detach()[:, 0])

@@ -1,6 +1,5 @@
 """``layer=[a, b]``: one explanation from several layers."""
 
-import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -162,38 +161,3 @@ def test_the_model_is_left_as_found(kind: Any) -> None:
 
 MODEL = Plain()
 DIFFERENT = "layer: expected one layer, or several different ones, got "
-
-
-@pytest.mark.parametrize(
-    ("layers", "error", "message"),
-    [
-        ([], ValueError, DIFFERENT + "[]"),
-        ((), ValueError, DIFFERENT + "[]"),
-        (["fc", "features", "fc"], ValueError, DIFFERENT + "['fc', 'features', 'fc']"),
-        (["features", MODEL.features], ValueError, DIFFERENT + "['features', 'features']"),
-        (
-            ["features", "featurs"],
-            ValueError,
-            "layer: expected the name of a layer of Plain, got 'featurs'; did you mean 'features'",
-        ),
-        (
-            ["features", nn.ReLU()],
-            ValueError,
-            "layer: expected a module of Plain, got a ReLU that is not in it",
-        ),
-        (["features", 4], TypeError, "layer: expected a name or a module, got int"),
-        ({"features", "fc"}, TypeError, "layer: expected a name or a module, got set"),
-    ],
-)
-@pytest.mark.parametrize("kind", [camkit.GradCAM, camkit.ScoreCAM])
-def test_wrong_layers(kind: Any, layers: Any, error: type[Exception], message: str) -> None:
-    with pytest.raises(error, match=f"^{re.escape(message)}"):
-        kind(MODEL, layers)
-
-
-@pytest.mark.parametrize("kind", METHODS)
-@pytest.mark.parametrize("fuse", ["max", "", None])
-def test_unknown_fusions(kind: Any, fuse: Any) -> None:
-    message = f"^fuse: expected one of 'mean', 'product', 'hierarchical', got {fuse!r}$"
-    with pytest.raises(ValueError, match=message):
-        kind(MODEL, ["features.0", "features"], fuse=fuse)

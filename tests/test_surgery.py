@@ -3,7 +3,6 @@ import io
 import pickle
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 import pytest
 import torch
@@ -379,26 +378,3 @@ def test_the_head_is_of_the_models_type() -> None:
     with torch.device("meta"):
         model = torchvision.models.resnet18()
     assert {p.device.type for p in camkit.attach_gap_head(model, 3).parameters()} == {"meta"}
-
-
-@pytest.mark.parametrize(
-    ("arguments", "error", "message"),
-    [
-        ({"num_classes": 0}, ValueError, "num_classes: expected a positive number, got 0"),
-        ({"num_classes": 2.0}, TypeError, "num_classes: expected an int, got float"),
-        ({"num_classes": True}, TypeError, "num_classes: expected an int, got bool"),
-        ({"conv_channels": -1}, ValueError, "conv_channels: expected a positive number, got -1"),
-        ({"pooling": "mean"}, ValueError, "pooling: expected one of 'avg', 'max', got 'mean'"),
-        ({"model": "vgg16"}, TypeError, "model: expected a torch.nn.Module, got str"),
-        (
-            {"input_shape": (3, 1, 1)},
-            ValueError,
-            "x: expected images of at least 6 x 6 for Plain, got 3 x 1 x 1",
-        ),
-    ],
-)
-def test_bad_arguments_are_named(arguments: dict[str, Any], error: type[Exception], message: str) -> None:
-    with pytest.raises(error, match=f"^{message}"):
-        camkit.attach_gap_head(
-            **{"model": Plain(), "num_classes": 3, "input_shape": (3, 12, 10), **arguments}
-        )

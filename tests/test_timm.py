@@ -153,14 +153,6 @@ TRANSFORMERS = [
     vit("samvit_base_patch16_224", "neck", (0, 0))._replace(found=Found("neck", 48, (3, 4))),
     vit("cait_xxs24_224", "blocks_token_only.1.norm1", (1, 0)),
     Row(
-        "tnt_s_legacy_patch16_224",
-        Found("blocks.2.norm_out", 384, (3, 4), (1, 0)),
-        (48, 64),
-        {"img_size": (48, 64), "depth": 3},
-    ),
-    # Patches cut by a reshape, of pictures of any size.
-    Row("naflexvit_base_patch16_gap", Found("norm", 48, (3, 4), (4, 0)), (48, 64), SHALLOW),
-    Row(
         "convit_tiny",
         Found("blocks.2.norm1", 48, (4, 4), (1, 0)),
         (64, 64),
@@ -188,8 +180,7 @@ TRANSFORMERS = [
     Row("nest_tiny", Found("norm", 384, (4, 4), "NHWC"), (64, 64), {"img_size": 64}),
     Row("xcit_nano_12_p16_224", Found("cls_attn_blocks.1.norm1", 128, (4, 6), (1, 0))),
     # Two branches, of patches of 12 and of 16 pixels; of the second the class token of the first is told.
-    Row("crossvit_9_240", Found("blocks.2.blocks.1", 256, (14, 14), (1, 0)), (240, 240)),
-    Row("crossvit_9_240", Found("blocks.2.blocks.1", 256, (2, 4), (1, 0)), (48, 72), {"img_size": (48, 72)}),
+    Row("crossvit_9_240", Found("blocks.2.fusion.1.norm1", 256, (14, 14), (1, 0)), (240, 240)),
     Row(
         "pit_ti_224",
         Found("transformers.2.blocks.3.norm1", 256, (3, 4), (1, 0)),
@@ -207,9 +198,6 @@ TRANSFORMERS = [
     Row("twins_pcpvt_small", Found("norm", 512, (2, 3), (0, 0))),
     Row("twins_svt_small", Found("norm", 512, (2, 3), (0, 0))),
     Row("mvitv2_tiny", Found("norm", 768, (2, 3), (0, 0))),
-    # Its tokens are in the order of windows before the last stage, and row by row in that.
-    Row("hiera_tiny_224", Found("blocks.11", 768, (2, 3), (0, 0)), SMALL, {"img_size": SMALL}),
-    Row("volo_d1_224", Found("post_network.1.norm1", 384, (4, 6), (1, 0)), SMALL, {"img_size": SMALL}),
     Row("sequencer2d_s", Found("norm", 384, (4, 6), "NHWC")),
     Row("mixer_s32_224", Found("norm", 512, (3, 4), (0, 0)), (96, 128), {"img_size": (96, 128)}),
     Row("resmlp_12_224", Found("norm", 384, (3, 4), (0, 0)), (48, 64), {"img_size": (48, 64)}),

@@ -1,9 +1,11 @@
 """Argument checks, all in one wording: what it is about, what was expected, what came."""
 
 import difflib
+import itertools
 import sys
 import warnings
 from collections.abc import Iterable, Sequence
+from numbers import Integral
 
 import torch
 from torch import nn
@@ -16,7 +18,7 @@ def complaint(name: str, expected: str, got: object, hint: str = "") -> str:
 
 def shape_of(tensor: torch.Tensor | Sequence[int]) -> str:
     """A shape as ``2 x 3 x 224 x 224``."""
-    return " x ".join(str(n) for n in getattr(tensor, "shape", tensor))
+    return " x ".join(str(n) for n in getattr(tensor, "shape", tensor)) or "a single number"
 
 
 def one_of(name: str, value: object, choices: Iterable[str]) -> None:
@@ -58,14 +60,15 @@ def batch(model: nn.Module, x: torch.Tensor) -> None:
         raise TypeError(complaint("x", "floats", x.dtype, hint))
     if x.is_meta:
         raise ValueError(complaint("x", "numbers", "a tensor on the meta device"))
-    empty = next((name for name, p in model.named_parameters() if p.is_meta), None)
+    tensors = itertools.chain(model.named_parameters(), model.named_buffers())
+    empty = next((name for name, tensor in tensors if tensor.is_meta), None)
     if empty is not None:
         hint = "load_state_dict(..., assign=True) gives them"
         raise ValueError(complaint("model", "weights", f"{empty!r} on the meta device", hint))
-    if x.ndim > 0 and len(x) == 0:
-        raise ValueError(complaint("x", "at least one input", f"shape {shape_of(x)}"))
+    if x.numel() == 0:
+        raise ValueError(complaint("x", "a batch that is not empty", f"shape {shape_of(x)}"))
     # The sum tells most quickly; it may overflow by itself.
-    if x.is_floating_point() and not x.sum().isfinite() and not x.isfinite().all():
+    if not x.sum().isfinite() and not x.isfinite().all():
         raise ValueError(complaint("x", "finite values", "NaN or infinity"))
     expected = next(
         (ndim for m in model.modules() for kind, ndim in _CONVOLUTIONS.items() if isinstance(m, kind)),
@@ -98,6 +101,21 @@ def index(name: str, value: object) -> None:
     """Raise a ``TypeError`` unless ``value`` is an int."""
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(complaint(name, "an int", type(value).__name__))
+
+
+def seed(value: object) -> None:
+    """Raise unless ``value`` is an int from zero on."""
+    index("seed", value)
+    if value < 0:  # type: ignore[operator]
+        raise ValueError(complaint("seed", "zero or more", value))
+
+
+def lengths(name: str, expected: str, value: object, count: int | None = None) -> None:
+    """Raise unless ``value`` is positive ints, so many if it is told."""
+    if not isinstance(value, list | tuple) or not all(isinstance(n, Integral) for n in value):
+        raise TypeError(complaint(name, expected, repr(value)))
+    if count not in (None, len(value)) or min(value, default=0) < 1:
+        raise ValueError(complaint(name, expected, value))
 
 
 def not_negative(name: str, value: object) -> None:

@@ -1,7 +1,8 @@
 """What a dry run at two input sizes tells of a model: which values are spatial, and how to read them."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -93,14 +94,14 @@ class DryRun:
             trace = record(model, shape, device, inputs, enough)
         except UnfitError:
             raise
-        except Exception as error:
+        except Exception:
             # It may be a matter of numbers: a branch on a value, say.
             try:
                 device = None
                 trace = record(model, shape, device, inputs)
             except UnfitError:
                 raise
-            except Exception:
+            except Exception as error:
                 raise ValueError(_cannot_take(model, shape, error, inputs)) from error
         extra = _LARGER[-len(shape[2:]) :] if len(shape) > 2 else ()
         enlarged = (*shape[:2], *(a + b for a, b in zip(shape[2:], extra, strict=True)))
@@ -159,6 +160,22 @@ class DryRun:
     def _other(self, value: int) -> Trace | None:
         """The larger run, if it made ``value`` too."""
         return self.larger if value < self.common else None
+
+
+@contextmanager
+def explaining_errors(model: nn.Module, inputs: Inputs) -> Iterator[None]:
+    """Lets a dry run say what is wrong with the input where the model raises: a method may make no other.
+
+    Raises:
+        ValueError: if the model cannot take such an input.
+    """
+    try:
+        yield
+    except UnfitError:
+        raise
+    except Exception:
+        DryRun.of(model, (2, *inputs.images.shape[1:]), inputs)
+        raise
 
 
 def _common(one: Trace, other: Trace) -> int:
@@ -275,11 +292,10 @@ def _cannot_take(model: nn.Module, shape: tuple[int, ...], error: Exception, inp
     reason = " ".join(str(error).split())
     got = f"{_checks.shape_of(shape[1:])} ({type(error).__name__}: {reason[:200]})"
     smallest = _smallest(lambda size: can_run((*shape[:2], *size)), shape[2:])
+    kind, name = type(model).__name__, inputs.argument if inputs else "input_shape"
     if smallest is not None:
-        size = _checks.shape_of(smallest)
-        return _checks.complaint("x", f"images of at least {size} for {type(model).__name__}", got)
-    hint = "a function with an input_shape argument wants the shape that the model takes"
-    return _checks.complaint("x", f"an input that {type(model).__name__} can take", got, hint)
+        return _checks.complaint(name, f"images of at least {_checks.shape_of(smallest)} for {kind}", got)
+    return _checks.complaint(name, f"an input that {kind} can take", got)
 
 
 def _smallest(fits: Callable[[tuple[int, ...]], bool], size: tuple[int, ...]) -> tuple[int, ...] | None:

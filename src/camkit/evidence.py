@@ -61,7 +61,7 @@ class Evidence:
     def activation(self) -> torch.Tensor:
         """A, ``(N, C, *spatial)``, in single precision or better; outside any graph, if not attached."""
         leaf = self.leaf if self.attached else self.leaf.detach()
-        return _wide(self.location.layout.channels_first(leaf))
+        return maps.wide(self.location.layout.channels_first(leaf))
 
     @cached_property
     def gradient(self) -> torch.Tensor:
@@ -80,7 +80,7 @@ class Evidence:
         raw = gradients(self.scores, self.leaf, self.location.name, keep=keep, create_graph=attached)
         count, targets = raw.shape[:2]
         flat = layout.channels_first(raw.flatten(0, 1))
-        result = _wide(flat.reshape(count, targets, *flat.shape[1:]))
+        result = maps.wide(flat.reshape(count, targets, *flat.shape[1:]))
         self.require_reach(result)
         return result
 
@@ -196,13 +196,13 @@ def gather(
 
 
 def gradients(
-    scores: torch.Tensor, wrt: torch.Tensor, name: str, *, keep: bool = False, create_graph: bool = False
+    scores: torch.Tensor, wrt: torch.Tensor, name: str = "", *, keep: bool = False, create_graph: bool = False
 ) -> torch.Tensor:
     """The gradient of each score ``(N, K)`` by a tensor ``(N, ...)``, as ``(N, K, ...)``.
 
     Args:
         scores: what to derive.
-        wrt: by what; it comes from layer ``name``.
+        wrt: by what: what a layer gives, or the input.
         name: that layer, for the message.
         keep: whether the graph is still needed afterwards.
         create_graph: whether the gradient is to be derived in its turn.
@@ -221,7 +221,8 @@ def gradients(
                 scores, wrt, start, retain_graph=more, create_graph=create_graph, allow_unused=True
             )
         if gradient is None:
-            expected = f"a score that depends on layer {name!r} through a gradient"
+            source = f"layer {name!r}" if name else "the input"
+            expected = f"a score that depends on {source} through a gradient"
             raise ValueError(_checks.complaint("target", expected, "one that does not"))
         found.append(gradient)
     return torch.stack(found, 1)
@@ -233,8 +234,3 @@ def _agree(scores: torch.Tensor, expected: torch.Tensor) -> bool:
         return False
     eps = torch.finfo(expected.dtype).eps
     return torch.allclose(scores, expected, rtol=eps**0.5, atol=eps**0.75 * expected.abs().max().item())
-
-
-def _wide(tensor: torch.Tensor) -> torch.Tensor:
-    """In single precision or better: products of gradients vanish in half."""
-    return tensor if tensor.dtype == torch.float64 else tensor.float()

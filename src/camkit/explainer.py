@@ -61,12 +61,9 @@ class Explanation:
         Raises:
             ValueError: if a map holds NaN or infinity, or if ``size`` is not one.
         """
-        if isinstance(size, int):
-            raise TypeError(_checks.complaint("size", "(H, W)", size))
-        size = self.input_size if size is None else tuple(size)
-        if len(size) != len(self.input_size) or min(size) < 1:
-            expected = f"{len(self.input_size)} positive lengths"
-            raise ValueError(_checks.complaint("size", expected, size))
+        dims = len(self.input_size)
+        size = self.input_size if size is None else size
+        _checks.lengths("size", f"{dims} positive lengths", size, dims)
         return maps.normalize(maps.resize(self.maps, size), dims=len(size))
 
 
@@ -173,7 +170,7 @@ class Explainer(ABC):
             TypeError: for an input, an output or a target of another kind.
         """
         inputs = Inputs.admitted(x, self.model)
-        size = tuple(inputs.images.shape[2:])
+        size = inputs.size
         gradient = self.needs_gradient and self.taps_gradient
         attached = self.differentiable
         if self.needs_gradient:

@@ -17,7 +17,7 @@ Input = torch.Tensor | tuple[Any, ...] | Mapping[str, Any]
 
 
 class UnfitError(ValueError):
-    """Images that a model cannot take, for a reason that is known."""
+    """Images that a model cannot take, or an output of no use, for a reason that is known."""
 
 
 @dataclass(frozen=True)
@@ -27,10 +27,12 @@ class Inputs:
     Attributes:
         given: as the user gave it.
         place: where in it the images are: an index, a name, or ``None`` where there is nothing else.
+        argument: what the user calls it.
     """
 
     given: Any
     place: int | str | None = None
+    argument: str = "x"
 
     @classmethod
     def of(cls, x: Input) -> "Inputs":
@@ -49,7 +51,7 @@ class Inputs:
         for place, value in items.items():
             if isinstance(value, torch.Tensor) and value.ndim > 2 and value.is_floating_point():
                 return cls(x, place)
-        got = ", ".join(f"{place!r}: {_described(value)}" for place, value in items.items()) or "nothing"
+        got = ", ".join(f"{place!r}: {_kind(value)}" for place, value in items.items()) or "nothing"
         raise TypeError(_checks.complaint("x", "images among the inputs, floats (N, C, H, W)", got))
 
     @classmethod
@@ -69,6 +71,19 @@ class Inputs:
         """The images, ``(N, C, *size)``."""
         found: torch.Tensor = self.given if self.place is None else self.given[self.place]
         return found
+
+    @property
+    def size(self) -> tuple[int, ...]:
+        """The images' spatial size.
+
+        Raises:
+            ValueError: if they have none.
+        """
+        images = self.images
+        if images.ndim < 3:
+            expected = "inputs with a spatial size, (N, C, H, W)"
+            raise ValueError(_checks.complaint("x", expected, _checks.shape_of(images)))
+        return tuple(images.shape[2:])
 
     def holding(self, images: torch.Tensor) -> Any:
         """What was given, with other images and as many rows of everything else that has one per image.
@@ -107,7 +122,7 @@ class Inputs:
                 return model(**given)
             return model(*given) if isinstance(given, tuple) else model(given)
         except RuntimeError as error:
-            reason = _unfit(model, images, str(error))
+            reason = _unfit(self.argument, model, images, str(error))
             if reason is None:
                 raise
             raise UnfitError(reason) from error
@@ -117,18 +132,20 @@ class Inputs:
         return "" if self.place is None else repr({k: _described(v) for k, v in _items(self.given).items()})
 
 
-def _unfit(model: nn.Module, images: torch.Tensor, error: str) -> str | None:
+def _unfit(argument: str, model: nn.Module, images: torch.Tensor, error: str) -> str | None:
     """The complaint about images that do not fit the model, if that is what torch's error is about."""
     devices = {p.device for p in model.parameters()}
     if len(devices) == 1 and images.device not in devices:
-        return _checks.complaint("x", f"images on {devices.pop()}, where the model is", images.device)
+        return _checks.complaint(argument, f"images on {devices.pop()}, where the model is", images.device)
     types = {p.dtype for p in model.parameters() if p.is_floating_point()}
     if len(types) == 1 and images.dtype not in types and "type" in error:
-        return _checks.complaint("x", f"{types.pop()}, the type of the model's parameters", images.dtype)
+        return _checks.complaint(argument, f"{types.pop()}, the type of the model's parameters", images.dtype)
     channels = re.search(r"to have (\d+) channels", error)
     if channels and str(list(images.shape)) in error:
         expected = f"{channels[1]} channels for {type(model).__name__}"
-        return _checks.complaint("x", expected, f"{images.shape[1]}, in {_checks.shape_of(images.shape[1:])}")
+        got = f"{images.shape[1]}, in {_checks.shape_of(images.shape[1:])}"
+        hint = "the channels come first" if images.shape[-1] == int(channels[1]) else ""
+        return _checks.complaint(argument, expected, got, hint)
     return None
 
 
@@ -136,6 +153,12 @@ def _items(given: tuple[Any, ...] | Mapping[str, Any]) -> dict[Any, Any]:
     return dict(given) if isinstance(given, Mapping) else dict(enumerate(given))
 
 
+def _kind(value: object) -> str:
+    if isinstance(value, torch.Tensor):
+        return f"{value.dtype} {_checks.shape_of(value)}"
+    return type(value).__name__
+
+
 def _described(value: Any) -> str:
-    described = mapped(lambda t: f"{t.dtype} {_checks.shape_of(t)}", value)
+    described = mapped(_kind, value)
     return described if isinstance(described, str) else repr(described)

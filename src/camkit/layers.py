@@ -1,12 +1,14 @@
 """Names and modules, and the layer that a map is made at when nobody names one."""
 
+import itertools
 import math
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from camkit import _checks
 from camkit.dryrun import DryRun, in_order
@@ -113,6 +115,7 @@ def list_layers(model: nn.Module, input_shape: Sequence[int] = (3, 224, 224)) ->
         avgpool: AdaptiveAvgPool2d, 256 x 6 x 6
     """
     model = unwrapped(model)
+    _checks.lengths("input_shape", "positive lengths (C, H, W)", input_shape)
     dry = DryRun.of(model, (2, *input_shape))
     modules = dict(model.named_modules(remove_duplicate=False))
     found = []
@@ -129,15 +132,21 @@ def unwrapped(model: nn.Module) -> nn.Module:
     """The module inside ``torch.compile``, ``nn.DataParallel`` and ``DistributedDataParallel``, or itself.
 
     Raises:
-        TypeError: if it is no module, or one that does not run in Python.
+        TypeError: if it is no module, or one of which a part does not run in Python.
+        ValueError: if a part has no weights before it has run.
     """
     _checks.module("model", model)
     while isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel) or is_compiled(model):
         model = next(model.children())
-    if isinstance(model, torch.jit.ScriptModule):
-        hint = "explain the module that it was made of"
-        got = f"a {type(model).__name__} of torch.jit"
-        raise TypeError(_checks.complaint("model", "a module that runs in Python", got, hint))
+    for name, module in model.named_modules():
+        if isinstance(module, torch.jit.ScriptModule):
+            hint = "explain the module that it was made of"
+            got = f"a {type(module).__name__} of torch.jit" + (f" in {name!r}" if name else "")
+            raise TypeError(_checks.complaint("model", "a module that runs in Python", got, hint))
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if is_lazy(tensor):
+            got = f"{name!r} of a lazy module that never ran"
+            raise ValueError(_checks.complaint("model", "weights", got, "a pass, model(x), makes them"))
     return model
 
 
@@ -332,24 +341,30 @@ def find_for_gradient(dry: DryRun) -> Location:
     try:
         place = _nearest(dry, last)
         if math.prod(place.size) == 1:  # of which a map would show nothing
-            place = _bottleneck(dry, last) or place
+            place = next(_bottlenecks(dry, last), place)
     except ValueError:
-        found = _bottleneck(dry, last)
+        found = next(_bottlenecks(dry, last), None)
         if found is None:
             raise
         place = found
-    attentions = _reads_by_attention(place) or _attentions_above(place)
-    return next(filter(None, (_taken_in_by(dry, attention) for attention in attentions)), place)
+    if attentions := _reads_by_attention(place):
+        earlier = (_taken_in_by(dry, attention) for attention in attentions)
+    elif _reads_beside_the_grid(place):
+        above = (_taken_in_by(dry, attention) for attention in _attentions_above(place))
+        pictures = (p for p in _bottlenecks(dry, place.value) if p.layout.prefix + p.layout.suffix == 0)
+        earlier = itertools.chain(above, pictures)
+    else:
+        return place
+    return next(filter(None, earlier), place)
 
 
-def _bottleneck(dry: DryRun, last: int) -> Location | None:
-    """The last layer before ``last`` that everything goes through, if its map has two positions or more."""
+def _bottlenecks(dry: DryRun, last: int) -> Iterator[Location]:
+    """The layers up to ``last`` that everything goes through, of two positions or more, the last one first."""
     for value in dry.trace.bottlenecks(last):
         if dry.is_spatial(value) and _is_layers(dry, value):
             place = _nearest(dry, value)
             if math.prod(place.size) > 1:
-                return place
-    return None
+                yield place
 
 
 def _reads_by_attention(place: Location) -> list[Operation]:
@@ -360,10 +375,8 @@ def _reads_by_attention(place: Location) -> list[Operation]:
 
 
 def _attentions_above(place: Location) -> list[Operation]:
-    """The attentions above a layer, the last one first, if the model reads tokens beside the grid only."""
+    """The attentions above a layer, the last one first."""
     trace = place.dry.trace
-    if not _reads_beside_the_grid(place):
-        return []
     above = set(trace.ancestors(place.value))
     attentions = (o for o in reversed(trace.operations) if _is_attention(trace, o))
     return [operation for operation in attentions if not above.isdisjoint(operation.outputs)]
@@ -383,9 +396,10 @@ def _reads_beside_the_grid(place: Location) -> bool:
     ):
         return False
     numbers = torch.arange(shape[1], dtype=torch.int32)[None, :, None].expand(shape)
-    picks = [o for o in place.after if value in o.inputs]
+    picks, used = [o for o in place.after if value in o.inputs], set(trace.ancestors(trace.output))
     try:
-        read = torch.cat([t.flatten() for o in picks for t in moved(o, {value: numbers}, trace)])
+        parts = [zip(o.outputs, moved(o, {value: numbers}, trace), strict=True) for o in picks]
+        read = torch.cat([t.flatten() for pairs in parts for output, t in pairs if output in used])
     except Exception:  # picked by numbers that are not known here
         return False
     return not ((read >= layout.prefix) & (read < layout.prefix + math.prod(layout.grid))).any()

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
-from camkit._checks import complaint, one_of, shape_of
+from camkit._checks import complaint, lengths, one_of, shape_of
 
 
 @dataclass(frozen=True)
@@ -42,9 +42,10 @@ class Layout:
     def __post_init__(self) -> None:
         if self.channel_dim not in (1, -1):
             raise ValueError(complaint("channel_dim", "1 or -1", self.channel_dim))
-        if self.grid is not None and (min(self.grid, default=0) < 1 or self.channel_dim != -1):
-            expected = "positive lengths, and channel_dim -1"
-            raise ValueError(complaint("grid", expected, f"{self.grid} and {self.channel_dim}"))
+        if self.grid is not None:
+            lengths("grid", "positive lengths", self.grid)
+            if self.channel_dim != -1:
+                raise ValueError(complaint("channel_dim", "-1 with a grid", self.channel_dim))
         beside = (self.prefix, self.suffix)
         if min(beside) < 0 or (any(beside) and self.grid is None):
             raise ValueError(complaint("prefix, suffix", "numbers of tokens beside a grid", beside))

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 
 import torch
 from torch.nn import functional as F
@@ -44,12 +45,12 @@ def normalize(maps: torch.Tensor, dims: int = 2) -> torch.Tensor:
         raise ValueError(_checks.complaint("maps", "finite values", "NaN or infinity"))
     axes = tuple(range(-dims, 0))
     # In half precision the span of large values would overflow.
-    wide = maps if maps.dtype == torch.float64 else maps.float()
-    low = wide.amin(axes, keepdim=True)
-    high = wide.amax(axes, keepdim=True)
+    values = wide(maps)
+    low = values.amin(axes, keepdim=True)
+    high = values.amax(axes, keepdim=True)
     span = high - low
-    rounding = _ROUNDING * torch.finfo(wide.dtype).eps * torch.maximum(high.abs(), low.abs())
-    return ratio(wide - low, span, span > rounding).clamp(0, 1).to(maps)
+    rounding = _ROUNDING * torch.finfo(values.dtype).eps * torch.maximum(high.abs(), low.abs())
+    return ratio(values - low, span, span > rounding).clamp(0, 1).to(maps)
 
 
 def ratio(
@@ -65,7 +66,18 @@ def ratio(
 
 def weighted_sum(weights: torch.Tensor, activation: torch.Tensor) -> torch.Tensor:
     """The channels of an activation ``(N, C, *spatial)`` with weights ``(N, K, C)``: ``(N, K, *spatial)``."""
-    return torch.einsum("nkc,nc...->nk...", weights.to(activation), activation)
+    with full_precision(activation):
+        return torch.einsum("nkc,nc...->nk...", weights.to(activation), activation)
+
+
+def full_precision(tensor: torch.Tensor) -> AbstractContextManager[None]:
+    """Outside the caller's autocast, which is for the model: products are of the type of their factors."""
+    return torch.autocast(tensor.device.type, enabled=False)
+
+
+def wide(tensor: torch.Tensor) -> torch.Tensor:
+    """In single precision or better: products of gradients vanish in half."""
+    return tensor if tensor.dtype == torch.float64 else tensor.float()
 
 
 def fuse(parts: Sequence[torch.Tensor], how: str = "mean") -> torch.Tensor:

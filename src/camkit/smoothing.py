@@ -92,7 +92,7 @@ def noise_views(samples: int = 16, std: float = 0.1, seed: int = 0) -> list[View
     """
     _checks.positive("samples", samples)
     _checks.not_negative("std", std)
-    _checks.not_negative("seed", seed)
+    _checks.seed(seed)
 
     def noisy(x: torch.Tensor, sample: int) -> torch.Tensor:
         return x + std * _random.normal(x.shape[1:], x, seed, sample)

@@ -170,6 +170,7 @@ def attach_gap_head(
     _checks.positive("num_classes", num_classes)
     if conv_channels is not None:
         _checks.positive("conv_channels", conv_channels)
+    _checks.lengths("input_shape", "positive lengths (C, H, W)", input_shape)
     name = None if layer is None else layers.name_of(model, layer)
     dry = DryRun.of(model, (2, *input_shape))
     place = layers.find_features(dry) if name is None else layers.locate(dry, name)

@@ -65,28 +65,35 @@ def softmax(logits: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
     return logits.softmax(1).gather(1, classes)
 
 
-def class_indices(target: Classes, output: object) -> torch.Tensor:
+def _are_logits(output: torch.Tensor) -> bool:
+    return output.ndim == 2 and output.shape[1] > 0 and (output.is_floating_point() or output.is_quantized)
+
+
+def class_indices(target: Classes, output: object, images: int | None = None) -> torch.Tensor:
     """The classes that ``target`` names, as an index tensor ``(N,)`` or ``(N, K)``.
 
     Args:
         target: ``None`` for each image's predicted class, an int for all images, N ints, or N x K ints.
         output: the model's output, logits ``(N, classes)``.
+        images: their number N, if it is known.
 
     Raises:
-        ValueError: for a class out of range, and for a wrong number of targets.
+        ValueError: for a class out of range, and for a wrong number of targets or of rows of the output.
         TypeError: for a target or an output of another kind.
     """
-    if not isinstance(output, torch.Tensor) or output.ndim != 2:
-        got = (
-            f"an output of {_checks.shape_of(output)}"
-            if isinstance(output, torch.Tensor)
-            else f"an output of type {type(output).__name__}"
-        )
+    if not isinstance(output, torch.Tensor) or not _are_logits(output):
+        got = f"type {type(output).__name__}"
+        if isinstance(output, torch.Tensor):
+            got = _checks.shape_of(output) + ("" if output.is_floating_point() else f", {output.dtype}")
         hint = "give target= a function from the output to one score per image, or the key of the logits"
-        raise TypeError(_checks.complaint("target", "a model with logits (N, classes)", got, hint))
+        expected = "a model with logits (N, classes)"
+        raise TypeError(_checks.complaint("target", expected, f"an output of {got}", hint))
+    count, classes = output.shape
+    if images not in (None, count):
+        expected = f"a model with logits ({images}, classes) for {images} images"
+        raise ValueError(_checks.complaint("target", expected, _checks.shape_of(output)))
     if target is None:
         return output.detach().argmax(1)
-    count, classes = output.shape
     if isinstance(target, torch.Tensor):
         indices = target.detach()
     else:
@@ -94,7 +101,7 @@ def class_indices(target: Classes, output: object) -> torch.Tensor:
             indices = torch.as_tensor(np.asarray(target))
         except (TypeError, ValueError) as error:
             expected = "an int, N ints, N x K ints, a key or a function of the output"
-            got = repr(target) if isinstance(target, str | list | tuple) else type(target).__name__
+            got = repr(target) if isinstance(target, int | list | tuple) else type(target).__name__
             raise TypeError(_checks.complaint("target", expected, got)) from error
     if indices.ndim == 0:
         indices = indices.expand(count)
@@ -132,7 +139,7 @@ def bind(target: Target | Bound, output: Any, count: int | None = None) -> Bound
         return target.bind(output, count)
     if callable(target):
         return Bound(_checked(target, count), target)
-    classes = class_indices(target, output)
+    classes = class_indices(target, output, count)
     return Bound(_scorer(logit, classes), classes, classes, lambda logits: logits, classes)
 
 
@@ -150,8 +157,7 @@ def _checked(function: Callable[[Any], torch.Tensor], count: int | None) -> Call
         if result.ndim not in (1, 2) or count not in (None, len(result)) or result.numel() == 0:
             expected = f"a function that returns {count} or {count} x K scores for {count} images"
             expected = expected if count else "a function that returns one score or K per image"
-            got = _checks.shape_of(result) or "a single number"
-            raise ValueError(_checks.complaint("target", expected, got))
+            raise ValueError(_checks.complaint("target", expected, _checks.shape_of(result)))
         if not result.is_floating_point():
             raise TypeError(_checks.complaint("target", "a function that returns floats", result.dtype))
         return result
@@ -170,7 +176,7 @@ class _OfClasses:
         return _scorer(self.formula, class_indices(self.classes, output))(output)
 
     def bind(self, output: torch.Tensor, count: int | None = None) -> Bound:
-        classes = class_indices(self.classes, output)
+        classes = class_indices(self.classes, output, count)
         return Bound(_scorer(self.formula, classes), replace(self, classes=classes), about=classes)
 
 
@@ -218,7 +224,7 @@ class _Contrast:
         return self.bind(output).score(output)
 
     def bind(self, output: torch.Tensor, count: int | None = None) -> Bound:
-        classes = class_indices(self.classes, output)
+        classes = class_indices(self.classes, output, count)
         rows = classes.reshape(len(output), -1)
         if output.shape[1] < 2:
             raise ValueError(_checks.complaint("target", "a model with two classes or more to compare", 1))

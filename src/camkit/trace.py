@@ -16,9 +16,9 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakIdKeyDictionary
 
-from camkit import _process
+from camkit import _checks, _process
 from camkit._nested import mapped, tensors_in
-from camkit.inputs import Inputs
+from camkit.inputs import Inputs, UnfitError
 
 
 @dataclass(frozen=True)
@@ -175,9 +175,10 @@ def record(
         x = torch.rand(tuple(input_shape), dtype=like.dtype, device=device or like.device)
         recorder = _Recorder(Trace(tuple(input_shape)), copy)
         recorder.trace.input = recorder.value(x)
+        call = inputs or Inputs(x, argument="input_shape")
         try:
             with recorder:
-                output = (inputs or Inputs(x)).run(copy, x)
+                output = call.run(copy, x)
         except Exception:
             if enough is None or not enough(recorder.trace):
                 raise
@@ -185,7 +186,8 @@ def record(
             return recorder.trace
     tensors = list(tensors_in(output))
     if not tensors:
-        raise TypeError(f"the model's output holds no tensor: {type(output).__name__}")
+        expected = "an output of tensors, or of tuples, lists, dicts or dataclasses of them"
+        raise UnfitError(_checks.complaint("model", expected, type(output).__name__))
     # Of several outputs the first that the model made: one may be what it was given.
     values = [recorder.value(tensor) for tensor in tensors]
     made = [value for value in values if recorder.trace.producer(value)]

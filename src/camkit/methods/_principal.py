@@ -2,7 +2,7 @@
 
 import torch
 
-from camkit import _checks
+from camkit import _checks, maps
 
 
 def principal_map(activation: torch.Tensor, name: str) -> torch.Tensor:
@@ -20,11 +20,12 @@ def principal_map(activation: torch.Tensor, name: str) -> torch.Tensor:
     """
     matrix = positions_by_channels(activation, name)
     # The smaller of the two Gram matrices has the same first direction, and no SVD is needed.
-    if matrix.shape[2] <= matrix.shape[3]:
-        projection = first_component(matrix @ matrix.mT)
-    else:
-        direction = torch.linalg.eigh(matrix.mT @ matrix).eigenvectors[..., -1:]
-        projection = (matrix @ direction)[..., 0]
+    with maps.full_precision(matrix):
+        if matrix.shape[2] <= matrix.shape[3]:
+            projection = first_component(matrix @ matrix.mT)
+        else:
+            direction = torch.linalg.eigh(matrix.mT @ matrix).eigenvectors[..., -1:]
+            projection = (matrix @ direction)[..., 0]
     return with_sign_of(projection, matrix.sum(3)).reshape(*activation.shape[:2], *activation.shape[3:])
 
 
@@ -34,8 +35,7 @@ def positions_by_channels(activation: torch.Tensor, name: str) -> torch.Tensor:
     if channels < 2:
         got = f"{name!r}, which has {channels}"
         raise ValueError(_checks.complaint("layer", "a layer with two channels or more", got))
-    wide = activation if activation.dtype == torch.float64 else activation.float()
-    return wide.flatten(3).mT
+    return maps.wide(activation).flatten(3).mT
 
 
 def first_component(gram: torch.Tensor) -> torch.Tensor:

@@ -7,7 +7,7 @@ import torch
 from camkit import _checks, _random
 from camkit.evidence import Evidence
 from camkit.explainer import Explainer
-from camkit.maps import weighted_sum
+from camkit.maps import full_precision, weighted_sum
 from camkit.methods._principal import first_component, positions_by_channels, principal_map, with_sign_of
 
 
@@ -82,7 +82,8 @@ class KPCACAM(Explainer):
         matrix = positions_by_channels(activation, evidence.location.name)
         centred = matrix - matrix.mean(2, keepdim=True)
         gamma = 1 / matrix.shape[3] if self.gamma is None else self.gamma
-        kernel = (gamma * centred @ centred.mT + 1).tanh()
+        with full_precision(centred):
+            kernel = (gamma * centred @ centred.mT + 1).tanh()
         kernel = (
             kernel
             - kernel.mean(2, keepdim=True)
@@ -162,6 +163,10 @@ class RandomCAM(Explainer):
     paper = "none"
     passes = "1 forward"
     needs_gradient = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _checks.seed(self.seed)
 
     def map(self, evidence: Evidence) -> torch.Tensor:
         """The raw maps ``(N, K, *spatial)``, the same for each k; never negative."""

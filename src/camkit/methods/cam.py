@@ -118,7 +118,8 @@ class _Head:
         if self.norm is None:
             return weights, bias
         if "bias" in self.norm:
-            bias = bias + weights @ parameter(self.norm["bias"])
+            with maps.full_precision(weights):
+                bias = bias + weights @ parameter(self.norm["bias"])
         if "weight" in self.norm:
             weights = weights * parameter(self.norm["weight"])
         sigma = (pooled.var(1, correction=0) + self.eps).sqrt()

@@ -10,6 +10,7 @@ from torch.overrides import TorchFunctionMode
 
 from camkit import _checks, layers, maps
 from camkit._nested import detached
+from camkit.dryrun import explaining_errors
 from camkit.explainer import Explanation
 from camkit.inputs import Input, Inputs
 from camkit.tap import as_found
@@ -70,14 +71,11 @@ class FullGrad:
         """
         inputs = Inputs.admitted(x, self.model)
         images = inputs.images
-        size = tuple(images.shape[2:])
-        if not size:
-            expected = "inputs with a spatial size, (N, C, H, W)"
-            raise ValueError(_checks.complaint("x", expected, f"shape {_checks.shape_of(images)}"))
+        size = inputs.size
         layers.require_floats(self.model)
         with as_found(self.model), torch.enable_grad():
             leaf = images.detach().clone().requires_grad_()
-            with _Biases() as biases:
+            with explaining_errors(self.model, inputs), _Biases() as biases:
                 output = inputs.run(self.model, leaf)
             bound = bind(target, output, len(images))
             scores = bound.score(output)
@@ -96,7 +94,7 @@ def products(scores: torch.Tensor, places: list[tuple[torch.Tensor, torch.Tensor
         places: the input first, then what was added for each bias; each with its factor.
 
     Returns:
-        For each, shape ``(N, K, ...)``; zeros where no score depends on it.
+        For each, shape ``(N, K, ...)``, in single precision or better; zeros where no score depends on it.
 
     Raises:
         ValueError: if the scores do not depend on the input.
@@ -113,7 +111,8 @@ def products(scores: torch.Tensor, places: list[tuple[torch.Tensor, torch.Tensor
             expected = "a score that depends on the input through a gradient"
             raise ValueError(_checks.complaint("target", expected, "one that does not"))
         for made, gradient, (leaf, factor) in zip(found, gradients, places, strict=True):
-            made.append(torch.zeros_like(leaf) if gradient is None else gradient * factor)
+            product = torch.zeros_like(leaf) if gradient is None else maps.wide(gradient) * factor
+            made.append(maps.wide(product))
     return [torch.stack(made, 1).detach() for made in found]
 
 

@@ -145,6 +145,7 @@ class SmoothGradCAMPlusPlus(Explainer):
         super().__post_init__()
         _checks.positive("samples", self.samples)
         _checks.not_negative("std", self.std)
+        _checks.seed(self.seed)
 
     def map(self, evidence: Evidence) -> torch.Tensor:
         """The raw maps ``(N, K, *spatial)``, never negative."""

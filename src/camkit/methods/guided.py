@@ -4,6 +4,7 @@ import torch
 from torch import nn
 
 from camkit import _checks, layers
+from camkit.dryrun import explaining_errors
 from camkit.evidence import Evidence, gradients
 from camkit.inputs import Input, Inputs
 from camkit.methods.gradient import GradCAM
@@ -82,14 +83,15 @@ def _guided(model: nn.Module, inputs: Inputs, target: Target | Bound) -> tuple[t
     """Guided backpropagation ``(N, K, C, *size)``, and whether one score per image was asked for."""
     with torch.enable_grad():
         leaf = inputs.images.detach().clone().requires_grad_()
-        with Propagation(leaf, dict.fromkeys(_RELUS, _positive_only)) as functions:
+        rules = dict.fromkeys(_RELUS, _positive_only)
+        with explaining_errors(model, inputs), Propagation(leaf, rules) as functions:
             output = inputs.run(model, leaf)
         score = bind(target, output, len(leaf)).score(output)
         rows = score.reshape(len(leaf), -1)
     if functions.met.isdisjoint(_RELUS):
         got = f"{type(model).__name__}, which uses none"
         raise ValueError(_checks.complaint("model", "a network with ReLUs to guide", got))
-    return gradients(rows, leaf, "the input"), score.ndim == 1
+    return gradients(rows, leaf), score.ndim == 1
 
 
 def _positive_only(call: Call) -> torch.Tensor:

@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from camkit import _checks, layers
+from camkit import _checks, layers, maps
 from camkit.dryrun import DryRun
 from camkit.evidence import Evidence, gradients
 from camkit.explainer import Explainer
@@ -95,7 +95,7 @@ def _sensitivity(
         mean = tokens.mean(1, keepdim=True).expand_as(tokens)
         scores = after_all.score(*after_all.outputs_of_rows(mean))
     each = gradients(scores, attentions[0], place.name, keep=True)  # (N, K, heads, L, L)
-    columns = each.relu().mean((2, 3)).reshape(-1, length, 1)
+    columns = maps.wide(each).relu().mean((2, 3)).reshape(-1, length, 1)
     return place.layout.channels_first(columns).reshape(*scores.shape, *place.size)
 
 

@@ -151,6 +151,7 @@ class SSCAM(MaskingInput):
         super().__post_init__()
         _checks.positive("samples", self.samples)
         _checks.not_negative("std", self.std)
+        _checks.seed(self.seed)
 
     def masks(self, evidence: Evidence, chunk: range) -> torch.Tensor:
         """Masks of the channels with noise."""
