@@ -57,6 +57,8 @@ def build(name: str) -> nn.Module:
     if any(part in name for part in (*DETECTION, *SEGMENTATION)):
         own["weights_backbone"] = None
     if any(part in name for part in DETECTION):  # random numbers in their heads are boxes without end
+        if "ssd" not in name:
+            own |= {"min_size": 160, "max_size": 256}
         model = torchvision.models.get_model(name, weights=None, **own)
         return model.eval()
     with without_initialisation():

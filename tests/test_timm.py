@@ -9,6 +9,7 @@ import timm
 import torch
 from torch import nn
 
+import camkit
 from families import randomize, without_initialisation
 from zoo import Found, explained_right
 
@@ -179,8 +180,6 @@ TRANSFORMERS = [
     ),
     Row("nest_tiny", Found("norm", 384, (4, 4), "NHWC"), (64, 64), {"img_size": 64}),
     Row("xcit_nano_12_p16_224", Found("cls_attn_blocks.1.norm1", 128, (4, 6), (1, 0))),
-    # Two branches, of patches of 12 and of 16 pixels; of the second the class token of the first is told.
-    Row("crossvit_9_240", Found("blocks.2.fusion.1.norm1", 256, (14, 14), (1, 0)), (240, 240)),
     Row(
         "pit_ti_224",
         Found("transformers.2.blocks.3.norm1", 256, (3, 4), (1, 0)),
@@ -224,3 +223,23 @@ def test_of_timm(row: Row) -> None:
 @pytest.mark.parametrize("row", [*CONVOLUTIONAL, *HYBRID, *TRANSFORMERS], ids=lambda row: row.name)
 def test_all_of_timm(row: Row) -> None:
     check(row)
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        (
+            "hiera_tiny_224",
+            {"img_size": SMALL},
+        ),  # tokens in the order of windows, pooled since they were a picture
+        (
+            "naflexvit_base_patch16_gap",
+            {"depth": 1, "embed_dim": 48, "num_heads": 4},
+        ),  # patches cut by a reshape
+    ],
+)
+def test_what_cannot_be_told_is_an_error(name: str, options: dict[str, Any]) -> None:
+    model = timm.create_model(name, pretrained=False, num_classes=5, **options).eval()
+    size = SMALL if "hiera" in name else (48, 64)
+    with pytest.raises(ValueError, match="^(model|layer): expected a "):
+        camkit.GradCAM(model)(torch.randn(1, 3, *size))

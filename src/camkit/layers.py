@@ -359,7 +359,7 @@ def find_for_gradient(dry: DryRun) -> Location:
 
 
 def _bottlenecks(dry: DryRun, last: int) -> Iterator[Location]:
-    """The layers up to ``last`` that everything goes through, of two positions or more, the last one first."""
+    """The layers up to ``last`` that everything goes through, of two positions or more, the last first."""
     for value in dry.trace.bottlenecks(last):
         if dry.is_spatial(value) and _is_layers(dry, value):
             place = _nearest(dry, value)
