@@ -125,3 +125,11 @@ def test_a_function_of_the_output_as_target() -> None:
     several = method(x, lambda output: output[:, [2, 0]])
     assert several.maps.shape == (2, 2, 4, 3)
     assert torch.equal(several.maps[:, 0], of_class.maps)
+
+
+def test_a_head_of_zeros_has_maps_of_zeros() -> None:
+    """As torchvision's untrained ViTs have one: no layer is to blame."""
+    model = tiny(Tokens)
+    with torch.no_grad():
+        model.head.weight.zero_()
+    assert not camkit.GradCAM(model)(torch.randn(2, 3, 16, 12).double(), 1).maps.any()

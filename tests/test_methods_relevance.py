@@ -339,3 +339,19 @@ def test_lift_cam_tells_where_it_is_not_complete() -> None:
         UserWarning, match="^LIFTCAM: Tokens after 'norm1', or the target, has functions for which"
     ):
         camkit.LIFTCAM(tiny(Tokens))(torch.randn(2, 3, 16, 12).double(), 1)
+
+
+def test_liftcam_refuses_what_chooses_by_numbers() -> None:
+    """As detectors choose their boxes: the run on zeros does not do the same."""
+
+    class Chooses(Plain):
+        def forward(self, x: Tensor) -> Tensor:
+            f = self.features(x).mean((2, 3))
+            chosen = F.relu(f[:, f[0] > 0])
+            return torch.stack([chosen.sum(1), f.sum(1)], 1)
+
+    message = (
+        "^model: expected one that does the same with an activation of zeros, .* got one that chooses by"
+    )
+    with pytest.raises(ValueError, match=message):
+        camkit.LIFTCAM(tiny(Chooses), "features")(torch.rand(2, 3, 12, 10).double(), 0)

@@ -13,6 +13,7 @@ References:
 import torch
 from torch.nn import functional as F
 
+from camkit import _checks
 from camkit.maps import ratio
 from camkit.propagation import ELEMENTWISE, MAX_POOLINGS, Call, Propagation, swap, vector_jacobian
 
@@ -45,7 +46,11 @@ def multipliers(start: torch.Tensor, reference: Recorded) -> Propagation:
 
     def rule(call: Call) -> torch.Tensor:
         back = _max_pool if call.name in MAX_POOLINGS else _rescale
-        then = next(inputs)
+        then = next(inputs, None)
+        if then is None or then.shape != call.args[0].shape:
+            expected = "one that does the same with an activation of zeros, which DeepLIFT compares with"
+            got = f"one that chooses by numbers before {call.name!r}"
+            raise ValueError(_checks.complaint("model", expected, got))
         return swap(call.run, lambda arriving, x: (back(call, arriving, x, then),), call.args[0])
 
     return Propagation(start, dict.fromkeys(ELEMENTWISE | MAX_POOLINGS, rule))

@@ -81,7 +81,8 @@ class Evidence:
         count, targets = raw.shape[:2]
         flat = layout.channels_first(raw.flatten(0, 1))
         result = maps.wide(flat.reshape(count, targets, *flat.shape[1:]))
-        self.require_reach(result)
+        if raw.any():  # a head of zeros, as torchvision's untrained ViTs have, has no gradient anywhere
+            self.require_reach(result)
         return result
 
     def require_reach(self, effect: torch.Tensor) -> None:
