@@ -128,6 +128,7 @@ def tried(method: Any, model: nn.Module, x: Any, target: Any) -> tuple[camkit.Ex
 
 def row(name: str) -> list[str]:
     """One row of the table."""
+    torch.manual_seed(0)
     model, (x, target) = build(name), example(name)
     size = Inputs.of(x).images.shape[1:]
     found, activation = tried(camkit.EigenCAM, model, x, target)

@@ -3,7 +3,7 @@
 import itertools
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -347,6 +347,7 @@ def find_for_gradient(dry: DryRun) -> Location:
         if found is None:
             raise
         place = found
+    earlier: Iterable[Location | None]
     if attentions := _reads_by_attention(place):
         earlier = (_taken_in_by(dry, attention) for attention in attentions)
     elif _reads_beside_the_grid(place):
