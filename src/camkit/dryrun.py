@@ -13,7 +13,7 @@ from camkit.inputs import Inputs, UnfitError
 from camkit.layouts import Layout, infer_layout
 from camkit.positions import follow
 from camkit.propagation import ELEMENTWISE, out_of_place
-from camkit.trace import Trace, record
+from camkit.trace import Operation, Trace, record
 
 # How much larger the second run's input is, per side: unequal, so that no side is taken for another.
 _LARGER = (8, 192, 64)
@@ -210,7 +210,9 @@ def _tokens(trace: Trace, value: int, other: Trace | None) -> Layout | None:
     What keeps its size in the other run is no grid, but heads of attention, say.
     """
     length = trace.shapes[value][1]
-    for source in trace.ancestors(value):
+    above = list(trace.ancestors(value))
+    joins = [o for o in map(trace.producer, above) if o is not None and o.name in ("cat", "concat")]
+    for source in above:
         shape = trace.shapes[source]
         is_picture = len(shape) == len(trace.input_shape) and shape[0] == trace.input_shape[0]
         if source not in trace.from_input or not is_picture:
@@ -227,7 +229,7 @@ def _tokens(trace: Trace, value: int, other: Trace | None) -> Layout | None:
         others = length - math.prod(grid)
         if math.prod(grid) < 2 or others < 0:
             continue
-        prefix = 0 if others == 0 else _before(trace, value, math.prod(grid), others)
+        prefix = 0 if others == 0 else _before(trace, joins, math.prod(grid), others)
         if prefix is None and others <= _MOST_TOKENS:
             prefix = others
         if prefix is not None:
@@ -235,12 +237,9 @@ def _tokens(trace: Trace, value: int, other: Trace | None) -> Layout | None:
     return None
 
 
-def _before(trace: Trace, value: int, patches: int, others: int) -> int | None:
+def _before(trace: Trace, joins: Sequence[Operation], patches: int, others: int) -> int | None:
     """How many of the other tokens were put before the patches where they were joined, if they were."""
-    for source in trace.ancestors(value):
-        operation = trace.producer(source)
-        if operation is None or operation.name not in ("cat", "concat"):
-            continue
+    for operation in joins:
         lengths = [trace.shapes[v][1] for v in operation.inputs if len(trace.shapes[v]) == 3]
         if patches in lengths and sum(lengths) == patches + others:
             return sum(lengths[: lengths.index(patches)])
