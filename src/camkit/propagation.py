@@ -24,6 +24,12 @@ MAX_POOLINGS = frozenset(f"{kind}max_pool{d}d" for kind in ("", "adaptive_") for
 _OPERATORS = {"iadd": "add", "radd": "add", "imul": "mul", "rmul": "mul", "truediv": "div", "itruediv": "div"}
 
 
+# Not all that begins so: there are __int__ and __invert__.
+_IN_PLACE = {
+    f"__i{name}__" for name in ("add", "sub", "mul", "truediv", "div", "pow", "and", "or", "xor", "mod")
+}
+
+
 def out_of_place(called: str) -> str:
     """The name of the function that an operator or an in-place function stands for: add for __iadd__."""
     return _OPERATORS.get(called.strip("_"), called.strip("_"))
@@ -94,7 +100,7 @@ class Propagation(TorchFunctionMode):
         called = getattr(func, "__name__", str(func))
         name = out_of_place(called)
         self.met.add(name)
-        in_place = called.startswith("__i") or (called.endswith("_") and not called.endswith("__"))
+        in_place = called in _IN_PLACE or (called.endswith("_") and not called.endswith("__"))
         if in_place:
             func = getattr(torch, name, getattr(F, name, func))
         if name in ELEMENTWISE:
