@@ -36,8 +36,9 @@ scores, for RAFT the size of the flow. A test holds this page to the code.
 - **relevance**: `RelevanceCAM`; *about* where it warns that relevance is lost.
 - **LeGrad**: the number of blocks.
 
-A dash: an error says why not. RAFT's flow is made of many passes of one block, so a layer is to be named:
-`context_encoder`. Quantized models are here as `quantize=True` makes them: nothing in them has a gradient.
+A dash: an error says why not; on detectors, which choose boxes by numbers, LIFT and relevance were not tried.
+RAFT's flow is made of many passes of one block, so a layer is to be named: `context_encoder`. Quantized
+models are here as `quantize=True` makes them: nothing in them has a gradient.
 """
 WAYS = ("gradient", "activation", "masks", "LIFT", "relevance", "LeGrad")
 COLUMNS = ["model", "input", "layer", "CAM", "surgery", *WAYS]
@@ -59,6 +60,8 @@ def build(name: str) -> nn.Module:
     if any(part in name for part in DETECTION):  # random numbers in their heads are boxes without end
         if "ssd" not in name:
             own |= {"min_size": 160, "max_size": 256}
+        if "rcnn" in name:
+            own |= {"box_detections_per_img": 5}
         model = torchvision.models.get_model(name, weights=None, **own)
         return model.eval()
     with without_initialisation():
@@ -79,7 +82,7 @@ def example(name: str) -> tuple[Any, Any]:
     if any(part in name for part in SEGMENTATION):
         mask = torch.ones(128, 160, dtype=torch.bool)
         return torch.rand(1, 3, 128, 160), targets.key("out", targets.pixels(mask, 1))
-    side = 518 if name == "vit_h_14" else 299 if "inception_v3" in name else 224
+    side = 299 if "inception_v3" in name else 224
     return torch.rand(1, 3, side, side), 1
 
 
@@ -138,8 +141,10 @@ def row(name: str) -> list[str]:
         layer = shown(model, x)
     _, cam = tried(camkit.CAM, model, x, target)
     masks = {tried(method, model, x, target)[1] for method in (ScoreCAM, AblationCAM)}
-    _, lift = tried(camkit.LIFTCAM, model, x, target)
-    _, relevance = tried(camkit.RelevanceCAM, model, x, target)
+    lift = relevance = "–"
+    if target is not detected:  # what follows the layer there chooses by numbers
+        _, lift = tried(camkit.LIFTCAM, model, x, target)
+        _, relevance = tried(camkit.RelevanceCAM, model, x, target)
     legrad, blocks = tried(camkit.LeGrad, model, x, target)
     if legrad is not None:
         blocks = str(max(1, len(legrad.parts)))
