@@ -113,7 +113,7 @@ class Inputs:
         """The model's output for other images, or for these.
 
         Raises:
-            UnfitError: for images of another type, device or number of channels than the model takes.
+            ValueError: for images of another type, device or number of channels than the model takes.
             Exception: whatever else the model raises.
         """
         given = self.holding(images)
