@@ -26,18 +26,8 @@ _CHANNELS_FIRST = {"batch_norm", "group_norm", "instance_norm", "interpolate", "
     for kind in ("conv", "conv_transpose", "avg_pool", "max_pool", "adaptive_avg_pool", "adaptive_max_pool")
 }
 # Functions that leave dimensions where they are.
-_IN_PLACE = ELEMENTWISE | {
-    "add",
-    "sub",
-    "mul",
-    "div",
-    "cat",
-    "concat",
-    "clone",
-    "contiguous",
-    "dropout",
-    "pad",
-}
+_KEEP_DIMENSIONS = ELEMENTWISE | {"add", "sub", "mul", "div", "cat", "concat", "pad"}
+_KEEP_DIMENSIONS |= {"clone", "contiguous", "dropout"}
 
 
 @dataclass(frozen=True)
@@ -199,7 +189,7 @@ def _by_operation(trace: Trace, value: int) -> Layout | None:
         name = out_of_place(operation.name)
         if name in _CHANNELS_FIRST:
             return Layout(1) if math.prod(shape[2:]) > 1 else None
-        if name in _IN_PLACE:
+        if name in _KEEP_DIMENSIONS:
             queue.extend(operation.inputs)
     return None
 
@@ -253,7 +243,7 @@ def is_attention_weights(trace: Trace, value: int) -> bool:
         if operation.name == "softmax":
             dim = operation.kwargs.get("dim", operation.args[1] if len(operation.args) > 1 else None)
             return dim in (-1, len(trace.shapes[value]) - 1)
-        if operation.name not in _IN_PLACE or not operation.inputs:
+        if operation.name not in _KEEP_DIMENSIONS or not operation.inputs:
             return False
         operation = trace.producer(operation.inputs[0])
     return False

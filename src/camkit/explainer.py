@@ -124,12 +124,9 @@ class Explainer(ABC):
             raise ValueError(
                 _checks.complaint("differentiable", f"False for {type(self).__name__}", True, hint)
             )
-        if self.layout is not None:
-            as_layout(self.layout)
-            if not self._names:
-                raise ValueError(
-                    _checks.complaint("layout", "layer= with it, whose layout it is", "no layer")
-                )
+        self._layout = None if self.layout is None else as_layout(self.layout)
+        if self._layout is not None and not self._names:
+            raise ValueError(_checks.complaint("layout", "layer= with it, whose layout it is", "no layer"))
         self._locations: dict[Hashable, tuple[Location, ...]] = {}
 
     @abstractmethod
@@ -216,7 +213,6 @@ class Explainer(ABC):
             if len(self._locations) >= _KEPT:
                 self._locations.clear()
             dry = DryRun.of(self.model, shape, inputs, self._names)
-            layout = None if self.layout is None else as_layout(self.layout)
-            found = [layers.locate(dry, name, layout) for name in self._names] or self.find(dry)
+            found = [layers.locate(dry, name, self._layout) for name in self._names] or self.find(dry)
             self._locations[key] = tuple(sorted(found, key=lambda location: location.value))
         return self._locations[key]

@@ -169,15 +169,14 @@ def _leave(module: nn.Module) -> None:
 
 
 def _buffers(module: nn.Module) -> list[_Buffer]:
-    if isinstance(
-        module, nn.modules.batchnorm._BatchNorm
-    ):  # most buffers there are; evaluation only reads them
+    # Most buffers there are belong to these, and evaluation only reads them.
+    if isinstance(module, nn.modules.batchnorm._BatchNorm):
         return []
-    found = [(name, tensor) for name, tensor in module._buffers.items() if tensor is not None]
     return [
         # Tensors of inference mode have no version.
         _Buffer(name, tensor, -1 if tensor.is_inference() else tensor._version, tensor.detach().clone())
-        for name, tensor in found
+        for name, tensor in module._buffers.items()
+        if tensor is not None
     ]
 
 
