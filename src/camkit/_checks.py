@@ -10,6 +10,8 @@ from numbers import Integral
 import torch
 from torch import nn
 
+from camkit._modules import modules_of, state_of
+
 
 def complaint(name: str, expected: str, got: object, hint: str = "") -> str:
     """The one wording of every error: ``name: expected ..., got ...; hint``."""
@@ -60,9 +62,9 @@ def batch(model: nn.Module, x: torch.Tensor) -> None:
         raise TypeError(complaint("x", "floats", x.dtype, hint))
     if x.is_meta:
         raise ValueError(complaint("x", "numbers", "a tensor on the meta device"))
-    tensors = itertools.chain(model.named_parameters(), model.named_buffers())
-    empty = next((name for name, tensor in tensors if tensor.is_meta), None)
-    if empty is not None:
+    if any(tensor.is_meta for tensor in state_of(model)):
+        tensors = itertools.chain(model.named_parameters(), model.named_buffers())
+        empty = next(name for name, tensor in tensors if tensor.is_meta)
         hint = "load_state_dict(..., assign=True) gives them"
         raise ValueError(complaint("model", "weights", f"{empty!r} on the meta device", hint))
     if x.numel() == 0:
@@ -71,7 +73,7 @@ def batch(model: nn.Module, x: torch.Tensor) -> None:
     if not x.sum().isfinite() and not x.isfinite().all():
         raise ValueError(complaint("x", "finite values", "NaN or infinity"))
     expected = next(
-        (ndim for m in model.modules() for kind, ndim in _CONVOLUTIONS.items() if isinstance(m, kind)),
+        (ndim for m in modules_of(model) for kind, ndim in _CONVOLUTIONS.items() if isinstance(m, kind)),
         None,
     )
     # torch's convolutions take a single image too, and what follows them then reads it wrongly.

@@ -103,8 +103,7 @@ class Evidence:
             M outputs for the N images.
         """
         rows = activations.flatten(0, 1).to(self.leaf.dtype)
-        original = repeat(self.leaf.detach(), len(activations))
-        return self.outputs_of_rows(self.location.layout.restore(rows, original))
+        return self.outputs_of_rows(self.location.layout.restore(rows, self.leaf.detach()))
 
     def outputs_of_rows(self, rows: torch.Tensor) -> list[Any]:
         """As :meth:`outputs`, for activations in the layer's own layout, ``(M * N, ...)``."""
@@ -133,6 +132,22 @@ class Evidence:
     def rescore(self, activations: torch.Tensor) -> torch.Tensor:
         """The scores ``(M, N, K)`` with other activations ``(M, N, C, *spatial)`` at the layer."""
         return torch.stack([self.score(output) for output in self.outputs(activations)])
+
+    def rescore_rows(self, rows: torch.Tensor) -> torch.Tensor:
+        """As :meth:`rescore`, for activations in the layer's own layout, ``(M * N, ...)``."""
+        return torch.stack([self.score(output) for output in self.outputs_of_rows(rows)])
+
+    def copies(self, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """The layer's output M times over, to be edited in place and rescored again and again.
+
+        Args:
+            count: M.
+
+        Returns:
+            The rows for :meth:`rescore_rows`, and the same memory as activations ``(M, N, C, *spatial)``.
+        """
+        rows = repeat(self.leaf.detach(), count)
+        return rows, self.location.layout.channels_first(rows).unflatten(0, (count, -1))
 
     def run(self, images: torch.Tensor) -> Any:
         """The model's output for other images, several times the batch at most."""

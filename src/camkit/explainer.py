@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from camkit import _checks, layers, maps
+from camkit._modules import modules_of
 from camkit._nested import detached
 from camkit.dryrun import DryRun
 from camkit.evidence import Evidence, gather
@@ -208,7 +209,7 @@ class Explainer(ABC):
         # Two images, so that no dimension of length one is taken for the batch. The modules are in the key:
         # a user may have given the model another head since.
         shape = (2, *inputs.images.shape[1:])
-        key = (shape, inputs.signature(), tuple(map(id, self.model.modules())))
+        key = (shape, inputs.signature(), tuple(map(id, modules_of(self.model))))
         if key not in self._locations:
             if len(self._locations) >= _KEPT:
                 self._locations.clear()

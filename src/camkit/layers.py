@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from camkit import _checks
+from camkit._modules import modules_of
 from camkit.dryrun import DryRun, in_order
 from camkit.layouts import Layout
 from camkit.positions import moved
@@ -152,8 +153,9 @@ def unwrapped(model: nn.Module) -> nn.Module:
 
 def require_floats(model: nn.Module) -> None:
     """Raise a ``TypeError`` if a model has quantized layers, without gradients and open weights."""
-    for name, module in model.named_modules():
-        if ".quantized" in type(module).__module__:
+    quantized = next((m for m in modules_of(model) if ".quantized" in type(m).__module__), None)
+    for name, module in model.named_modules() if quantized else ():
+        if module is quantized:
             hint = "camkit.EigenCAM, ScoreCAM and others that look at activations and outputs only explain it"
             got = f"{type(module).__name__} {name!r} of a quantized model"
             raise TypeError(_checks.complaint("model", "layers of floats", got, hint))

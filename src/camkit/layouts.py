@@ -86,13 +86,16 @@ class Layout:
 
         Args:
             activation: shape ``(N, C, *spatial)``.
-            original: an output of the layer for as many, from which the tokens beside the grid are taken.
+            original: an output of the layer, from which the tokens beside the grid are taken; for as many
+                images, or for one batch of them that comes several times.
         """
         if self.grid is None:
             return activation.movedim(1, self.channel_dim)
         tokens = activation.flatten(2).transpose(1, 2)
-        end = self.prefix + tokens.shape[1]
-        return torch.cat([original[:, : self.prefix], tokens, original[:, end:]], 1)
+        times = len(tokens) // len(original)
+        before = original[:, : self.prefix].repeat(times, 1, 1)
+        after = original[:, self.prefix + tokens.shape[1] :].repeat(times, 1, 1)
+        return torch.cat([before, tokens, after], 1)
 
 
 #: Layouts by name, as ``layout=`` takes them.

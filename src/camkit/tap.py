@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from camkit import _checks, _process
+from camkit._modules import modules_of
 from camkit.layers import ran_once
 
 
@@ -108,13 +109,13 @@ def _quantized(rows: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
     return torch.quantize_per_tensor(rows, like.q_scale(), like.q_zero_point(), like.dtype)
 
 
-@dataclass
+@dataclass(slots=True)
 class _Visit:
     """How many explanations one module is in the middle of, in all threads, and how it was before."""
 
     count: int
     training: bool
-    buffers: list["_Buffer"]
+    buffers: Sequence["_Buffer"]
 
 
 class _Buffer(NamedTuple):
@@ -126,8 +127,8 @@ class _Buffer(NamedTuple):
     numbers: torch.Tensor
 
 
-# By the module's id: one model may be a part of another.
-_visits: dict[int, _Visit] = {}
+# By the module: one model may be a part of another.
+_visits: dict[nn.Module, _Visit] = {}
 _lock = threading.Lock()
 
 
@@ -142,10 +143,10 @@ def as_found(model: nn.Module) -> Iterator[None]:
     with _process.random_state(), _process.uncompiled(), torch.inference_mode(False):
         try:
             with _lock:
-                for module in model.modules():
-                    visit = _visits.setdefault(id(module), _Visit(0, module.training, []))
-                    if visit.count == 0:
-                        visit.buffers = _buffers(module)
+                for module in modules_of(model):
+                    visit = _visits.get(module)
+                    if visit is None:
+                        visit = _visits[module] = _Visit(0, module.training, _buffers(module))
                     entered.append(module)
                     visit.count += 1
                     # Set and not called: a model's own eval() and train() may do more than set a flag.
@@ -159,19 +160,19 @@ def as_found(model: nn.Module) -> Iterator[None]:
 
 
 def _leave(module: nn.Module) -> None:
-    visit = _visits[id(module)]
+    visit = _visits[module]
     visit.count -= 1
     if visit.count == 0:
-        del _visits[id(module)]
+        del _visits[module]
         if visit.training:
             module.training = True
         _put_back(module, visit.buffers)
 
 
-def _buffers(module: nn.Module) -> list[_Buffer]:
+def _buffers(module: nn.Module) -> Sequence[_Buffer]:
     # Most buffers there are belong to these, and evaluation only reads them.
-    if isinstance(module, nn.modules.batchnorm._BatchNorm):
-        return []
+    if not module._buffers or isinstance(module, nn.modules.batchnorm._BatchNorm):
+        return ()
     return [
         # Tensors of inference mode have no version.
         _Buffer(name, tensor, -1 if tensor.is_inference() else tensor._version, tensor.detach().clone())

@@ -36,6 +36,10 @@ class Perturbing(Explainer):
             expected = "a function that wraps an iterable, such as tqdm.tqdm"
             raise TypeError(_checks.complaint("progress", expected, type(self.progress).__name__))
 
+    def copies_a_pass(self, images: int) -> int:
+        """How many copies of a batch of N images go into one pass."""
+        return max(1, self.chunk_size // images)
+
     def in_chunks(self, rescore: Callable[[range], torch.Tensor], count: int, images: int) -> torch.Tensor:
         """What ``rescore`` gives for the numbers below ``count``, as many at a time as one pass takes.
 
@@ -47,7 +51,7 @@ class Perturbing(Explainer):
         Returns:
             Shape ``(count, N, K)``.
         """
-        size = max(1, self.chunk_size // images)
+        size = min(self.copies_a_pass(images), count)
         chunks = [range(start, min(start + size, count)) for start in range(0, count, size)]
         shown = chunks if self.progress is None else self.progress(chunks)
         scores: list[torch.Tensor] = [rescore(chunk) for chunk in shown]
@@ -233,14 +237,19 @@ class AblationCAM(Perturbing):
     def map(self, evidence: Evidence) -> torch.Tensor:
         """The raw maps ``(N, K, *spatial)``, never negative."""
         activation, scores = evidence.activation, evidence.scores
+        images, channels = activation.shape[:2]
+        # The same memory for every pass: to copy what stays as it is would cost more than the head does.
+        rows, edited = evidence.copies(min(self.copies_a_pass(images), channels))
 
         def rescore(chunk: range) -> torch.Tensor:
-            edited = activation.repeat(len(chunk), *[1] * activation.ndim)
-            for copy, channel in zip(edited, chunk, strict=True):
-                copy[:, channel] = 0
-            return evidence.rescore(edited)
+            left_out = torch.arange(len(chunk)), slice(None), torch.as_tensor(chunk)
+            kept = edited[left_out]
+            edited[left_out] = 0
+            found = evidence.rescore_rows(rows[: len(chunk) * images])
+            edited[left_out] = kept
+            return found
 
-        without = self.in_chunks(rescore, activation.shape[1], len(activation)).permute(1, 2, 0)
+        without = self.in_chunks(rescore, channels, images).permute(1, 2, 0)
         evidence.require_reach(scores[:, :, None] - without)
         weights = maps.ratio(scores[:, :, None] - without, scores[:, :, None])
         return maps.weighted_sum(weights, activation).relu()
