@@ -2,6 +2,8 @@
 
 import gc
 import weakref
+from collections import deque
+from functools import partial
 
 import pytest
 import torch
@@ -170,3 +172,56 @@ def test_what_is_kept_goes_with_the_evidence() -> None:
         assert leaf() is None
     finally:
         gc.enable()
+
+
+class Worker(nn.Module):
+    """Shifts its features, in place from the given number of rows on."""
+
+    def __init__(self, in_place_from: int) -> None:
+        super().__init__()
+        self.features = nn.Conv2d(3, 4, 3)
+        self.fc = nn.Linear(4, 5)
+        self.in_place_from = in_place_from
+        self.memory = deque[int]()  # shared with every stand-in, as a list is not
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.features(x)
+        self.memory.append(y.data_ptr())
+        y = y.add_(1) if len(y) >= self.in_place_from else y + 1
+        return self.fc(y.mean((2, 3)))  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("in_place", [False, True])
+def test_rows_are_copied_only_for_a_model_that_writes_to_them(in_place: bool) -> None:
+    model, x = tiny(partial(Worker, 0 if in_place else 99)), torch.randn(2, 3, 12, 10).double()
+    evidence = evidence_at(model, x, "features")
+    rows, activations = evidence.copies(3)
+    activations[1] = 0
+    before = rows.clone()
+    found = evidence.rescore_rows(rows)
+    assert (model.memory[-1] == rows.data_ptr()) is not in_place
+    assert torch.equal(rows, before)
+    expected = model.fc((evidence.activation + 1).mean((2, 3)))[:, 1:2]
+    torch.testing.assert_close(found[[0, 2]], torch.stack([expected] * 2))
+    torch.testing.assert_close(found[1], model.fc(torch.ones(2, 4).double())[:, 1:2])
+
+
+def test_a_model_that_begins_to_write_is_an_error() -> None:
+    """Its rows are spoilt, and whoever gave them must not go on with them."""
+    model, x = tiny(partial(Worker, 6)), torch.randn(2, 3, 12, 10).double()
+    evidence = evidence_at(model, x, "features")
+    evidence.rescore_rows(evidence.copies(2)[0])
+    with pytest.raises(RuntimeError, match="^what follows 'features' wrote to its output, as it had not"):
+        evidence.rescore_rows(evidence.copies(3)[0])
+
+
+@pytest.mark.parametrize("kind", TINY, ids=lambda t: t.model.__name__)
+def test_copies_are_edited_in_every_layout(kind: Tiny) -> None:
+    model, x = tiny(kind.model), torch.randn(2, *kind.shape).double()
+    evidence = evidence_at(model, x, kind.layer)
+    rows, activations = evidence.copies(3)
+    torch.testing.assert_close(evidence.rescore_rows(rows), torch.stack([evidence.scores] * 3))
+    activations[:, :, 0] *= torch.tensor([0.0, 1.0, 2.0]).reshape(3, 1, 1, 1)
+    edited = torch.stack([evidence.activation] * 3)
+    edited[:, :, 0] *= torch.tensor([0.0, 1.0, 2.0]).reshape(3, 1, 1, 1)
+    torch.testing.assert_close(evidence.rescore_rows(rows), evidence.rescore(edited))

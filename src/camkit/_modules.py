@@ -1,4 +1,4 @@
-"""The modules of a model. torch's own walk makes their names too, and takes longer than a small network's layer."""
+"""The modules of a model, for what looks at all of them at each call: torch's own walk makes names too."""
 
 from collections.abc import Iterator
 
@@ -9,14 +9,7 @@ from torch import nn
 def modules_of(model: nn.Module) -> list[nn.Module]:
     """Every module of a model once, in the order of ``model.modules()``."""
     found: dict[nn.Module, None] = {}
-
-    def walk(module: nn.Module) -> None:
-        found[module] = None
-        for child in module._modules.values():
-            if child is not None and child not in found:
-                walk(child)
-
-    walk(model)
+    _walk(model, found)
     return list(found)
 
 
@@ -26,3 +19,10 @@ def state_of(model: nn.Module) -> Iterator[torch.Tensor]:
         for tensor in (*module._parameters.values(), *module._buffers.values()):
             if tensor is not None:
                 yield tensor
+
+
+def _walk(module: nn.Module, found: dict[nn.Module, None]) -> None:
+    found[module] = None
+    for child in module._modules.values():
+        if child is not None and child not in found:
+            _walk(child, found)

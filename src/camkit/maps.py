@@ -124,6 +124,8 @@ def resize(maps: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
         Shape ``(..., *size)``.
     """
     dims = len(size)
+    if maps.shape[-dims:] == tuple(size):
+        return maps
     flat = maps.reshape(-1, 1, *maps.shape[-dims:])
     resized = F.interpolate(flat, size=tuple(size), mode=_INTERPOLATION[dims], align_corners=False)
     return resized.reshape(*maps.shape[:-dims], *size)

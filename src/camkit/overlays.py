@@ -1,5 +1,6 @@
 """Heatmap + picture -> picture: colour maps, blending, picture grids."""
 
+import math
 import os
 from collections.abc import Sequence
 from functools import cache
@@ -14,6 +15,8 @@ from camkit._colormaps import TABLES
 
 #: A picture: a PIL image, a path, a tensor ``(C, H, W)`` or an array ``(H, W, C)``, or either ``(H, W)``.
 ImageLike = Image.Image | str | os.PathLike[str] | torch.Tensor | np.ndarray[Any, Any]
+# Pixels that are coloured at a time: what is made of them on the way stays in the processor's cache.
+_BLOCK = 2**17
 
 
 class Preset(Protocol):
@@ -67,10 +70,11 @@ def overlay(
     _in_unit_range("heatmap", heatmap, "camkit.normalize brings a raw map there")
     # Before the resizing, which would leave no trace of what was wrong.
     resized = maps.resize(heatmap.detach().float().cpu(), pixels.shape[:2])
-    colour = torch.from_numpy(pixels[..., :3].copy()).permute(2, 0, 1).float() / 255
-    blended = blend(colour[None], resized[None], colormap=colormap, alpha=alpha)[0]
-    result = (blended * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
-    return Image.fromarray(np.concatenate([result, pixels[..., 3:]], axis=2))
+    colour = torch.from_numpy(pixels[..., :3].copy()).permute(2, 0, 1) / 255
+    blended = blend(colour, resized, colormap=colormap, alpha=alpha)
+    result = pixels.copy()
+    result[..., :3] = blended.mul_(255).round_().to(torch.uint8).permute(1, 2, 0).numpy()
+    return Image.fromarray(result)
 
 
 def blend(
@@ -105,11 +109,14 @@ def blend(
         expected = "shape (..., 3, H, W)"
         raise ValueError(_checks.complaint("images", expected, _checks.shape_of(images)))
     _in_unit_range("images", images, "camkit.denormalize undoes a preset's normalisation")
-    colours = colorize(heatmaps, colormap).to(images)
-    if colours.shape[-2:] != images.shape[-2:]:
+    _check_heatmaps(heatmaps, colormap)
+    if heatmaps.shape[-2:] != images.shape[-2:]:
         expected = f"the images' size, {_checks.shape_of(images.shape[-2:])}"
         raise ValueError(_checks.complaint("heatmaps", expected, _checks.shape_of(heatmaps.shape[-2:])))
-    return ((1 - alpha) * images + alpha * colours).clamp(0, 1)
+    batch = torch.broadcast_shapes(images.shape[:-3], heatmaps.shape[:-2])
+    heatmaps = heatmaps.expand(*batch, *heatmaps.shape[-2:])
+    blended = _look_up(alpha * _table(colormap).to(images), heatmaps)
+    return blended.add_(images, alpha=1 - alpha).clamp_(0, 1)
 
 
 def colorize(heatmaps: torch.Tensor, colormap: str = "jet") -> torch.Tensor:
@@ -125,15 +132,8 @@ def colorize(heatmaps: torch.Tensor, colormap: str = "jet") -> torch.Tensor:
     Raises:
         ValueError: for NaN or values out of [0, 1], or an unknown colour map.
     """
-    _checks.tensor("heatmaps", heatmaps)
-    _checks.one_of("colormap", colormap, TABLES)
-    if heatmaps.ndim < 2:
-        got = _checks.shape_of(heatmaps) or "a number"
-        raise ValueError(_checks.complaint("heatmaps", "shape (..., H, W)", got))
-    _in_unit_range("heatmaps", heatmaps, "camkit.normalize brings raw maps there")
-    # 256 equal bins, the last of which holds 1.
-    index = (heatmaps.float() * 256).long().clamp(max=255)
-    return _table(colormap).to(heatmaps.device)[index].movedim(-1, -3)
+    _check_heatmaps(heatmaps, colormap)
+    return _look_up(_table(colormap).to(heatmaps.device), heatmaps)
 
 
 def denormalize(
@@ -255,13 +255,36 @@ def _table(colormap: str) -> torch.Tensor:
     return torch.from_numpy(colours.astype(np.float32) / 255)
 
 
+def _look_up(colours: torch.Tensor, heatmaps: torch.Tensor) -> torch.Tensor:
+    """The colours ``(256, 3)`` of heatmaps ``(..., H, W)`` in [0, 1], as a new ``(..., 3, H, W)``."""
+    *batch, height, width = heatmaps.shape
+    flat = heatmaps.detach().reshape(-1, 1, height, width)
+    found = colours.new_empty(len(flat), 3, height, width)
+    rows = colours.T.flatten()  # all reds, then all greens, then all blues
+    starts = 256 * torch.arange(3, dtype=torch.int32, device=flat.device)[:, None, None]
+    size = max(1, _BLOCK // (height * width))
+    for part, pixels in zip(flat.split(size), found.split(size), strict=True):
+        # 256 equal bins, the last of which holds 1.
+        index = (part.float() * 256).clamp_(max=255).int() + starts
+        torch.index_select(rows, 0, index.flatten(), out=pixels.view(-1))
+    return found.reshape(*batch, 3, height, width)
+
+
+def _check_heatmaps(heatmaps: torch.Tensor, colormap: str) -> None:
+    _checks.tensor("heatmaps", heatmaps)
+    _checks.one_of("colormap", colormap, TABLES)
+    if heatmaps.ndim < 2:
+        got = _checks.shape_of(heatmaps) or "a number"
+        raise ValueError(_checks.complaint("heatmaps", "shape (..., H, W)", got))
+    _in_unit_range("heatmaps", heatmaps, "camkit.normalize brings raw maps there")
+
+
 def _in_unit_range(name: str, values: torch.Tensor, hint: str) -> None:
     if values.numel() == 0:
         raise ValueError(_checks.complaint(name, "at least one value", _checks.shape_of(values)))
-    # Infinities are seen by the range; only NaN compares with nothing.
-    if torch.isnan(values).any():
+    low, high = (value.item() for value in torch.aminmax(values.detach()))
+    if math.isnan(low):  # of all values, if one of them is
         raise ValueError(_checks.complaint(name, "values in [0, 1]", "NaN"))
-    low, high = values.min().item(), values.max().item()
     # What interpolation and float16 add to a 1 is no mistake of the caller's.
     if low < -1e-3 or high > 1 + 1e-3:
         got = f"values in [{low:.4g}, {high:.4g}]"

@@ -58,25 +58,50 @@ class Perturbing(Explainer):
         return torch.cat(scores)
 
 
+@dataclass(eq=False, kw_only=True)
 class MaskingInput(Perturbing):
-    """What the methods share that look at the input behind masks made of each channel."""
+    """What the methods share that look at the input behind masks made of each channel.
 
-    samples: int = 1
+    Args:
+        channels: how many channels to score, for each image those that vary most over its positions; the
+            others have no weight. All if not given.
+    """
 
-    def masks(self, evidence: Evidence, chunk: range) -> torch.Tensor:
+    channels: int | None = None
+
+    samples = 1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.channels is not None:
+            _checks.positive("channels", self.channels)
+
+    def scored(self, evidence: Evidence) -> torch.Tensor:
+        """The channels that are scored, C of them, ``(N, C, *spatial)``."""
+        activation = evidence.activation
+        if self.channels is None or self.channels >= activation.shape[1]:
+            return activation
+        spread = activation.flatten(2).var(2, correction=0)
+        chosen = spread.topk(self.channels, 1).indices.sort(1).values
+        return torch.stack([image[rows] for image, rows in zip(activation, chosen, strict=True)])
+
+    def masks(self, evidence: Evidence, activation: torch.Tensor, chunk: range) -> torch.Tensor:
         """Masks ``(M, N, *size)``: number i is sample ``i // C`` of channel ``i % C``."""
-        channels = evidence.activation.shape[1]
-        return to_masks(evidence, evidence.activation[:, [i % channels for i in chunk]])
+        return to_masks(evidence, activation[:, [i % activation.shape[1] for i in chunk]])
 
     def map(self, evidence: Evidence) -> torch.Tensor:
         """The raw maps ``(N, K, *spatial)``, never negative."""
-        scores = self.masked_scores(evidence, lambda chunk: self.masks(evidence, chunk))
-        return maps.weighted_sum(scores, evidence.activation).relu()
+        activation = self.scored(evidence)
+        scores = self.masked_scores(
+            evidence, activation.shape[1], lambda chunk: self.masks(evidence, activation, chunk)
+        )
+        return maps.weighted_sum(scores, activation).relu()
 
-    def masked_scores(self, evidence: Evidence, masks: Callable[[range], torch.Tensor]) -> torch.Tensor:
+    def masked_scores(
+        self, evidence: Evidence, channels: int, masks: Callable[[range], torch.Tensor]
+    ) -> torch.Tensor:
         """Means over samples of the probabilities, or scores, of the input behind masks, ``(N, K, C)``."""
         x, probability = evidence.x, evidence.bound.of_classes(targets.softmax)
-        channels = evidence.activation.shape[1]
 
         def rescore(chunk: range) -> torch.Tensor:
             outputs = evidence.outputs_of_images(x * masks(chunk)[:, :, None].to(x))
@@ -99,6 +124,7 @@ class ScoreCAM(MaskingInput):
         model: any module.
         layer: the layer to make maps at, by name or as the module; or several.
         fuse: how the maps of several layers become one: ``"mean"``, ``"product"`` or ``"hierarchical"``.
+        channels: how many channels to score, for each image those that vary most; all if not given.
         chunk_size: the most images in one pass, which bounds the memory.
         progress: a function that wraps an iterable and shows how far it got, such as ``tqdm.tqdm``.
 
@@ -130,6 +156,7 @@ class SSCAM(MaskingInput):
         model: any module.
         layer: the layer to make maps at, by name or as the module; or several.
         fuse: how the maps of several layers become one: ``"mean"``, ``"product"`` or ``"hierarchical"``.
+        channels: how many channels to score, for each image those that vary most; all if not given.
         chunk_size: the most images in one pass, which bounds the memory.
         progress: a function that wraps an iterable and shows how far it got, such as ``tqdm.tqdm``.
         samples: number n of noisy masks of each channel.
@@ -157,9 +184,8 @@ class SSCAM(MaskingInput):
         _checks.not_negative("std", self.std)
         _checks.seed(self.seed)
 
-    def masks(self, evidence: Evidence, chunk: range) -> torch.Tensor:
+    def masks(self, evidence: Evidence, activation: torch.Tensor, chunk: range) -> torch.Tensor:
         """Masks of the channels with noise."""
-        activation = evidence.activation
         channels, *size = activation.shape[1:]
         noise = torch.stack([_random.normal(size, activation, self.seed, i) for i in chunk])
         return to_masks(evidence, activation[:, [i % channels for i in chunk]] + self.std * noise)
@@ -179,6 +205,7 @@ class ISCAM(MaskingInput):
         model: any module.
         layer: the layer to make maps at, by name or as the module; or several.
         fuse: how the maps of several layers become one: ``"mean"``, ``"product"`` or ``"hierarchical"``.
+        channels: how many channels to score, for each image those that vary most; all if not given.
         chunk_size: the most images in one pass, which bounds the memory.
         progress: a function that wraps an iterable and shows how far it got, such as ``tqdm.tqdm``.
         samples: number n of steps.
@@ -199,10 +226,10 @@ class ISCAM(MaskingInput):
         super().__post_init__()
         _checks.positive("samples", self.samples)
 
-    def masks(self, evidence: Evidence, chunk: range) -> torch.Tensor:
+    def masks(self, evidence: Evidence, activation: torch.Tensor, chunk: range) -> torch.Tensor:
         """Masks of the channels, scaled by the step."""
-        whole = super().masks(evidence, chunk)
-        channels = evidence.activation.shape[1]
+        whole = super().masks(evidence, activation, chunk)
+        channels = activation.shape[1]
         steps = whole.new_tensor([(i // channels + 1) / self.samples for i in chunk])
         return whole * steps.reshape(-1, *[1] * (whole.ndim - 1))
 
@@ -276,6 +303,7 @@ class PolyCAM(MaskingInput):
     Args:
         model: any module.
         layer: the layers, or one; if not given, the last one of each resolution before it is reduced.
+        channels: how many channels to score, for each image those that vary most; all if not given.
         chunk_size: the most images in one pass, which bounds the memory.
         progress: a function that wraps an iterable and shows how far it got, such as ``tqdm.tqdm``.
         weights: which of them: ``"+"``, ``"-"`` or ``"+-"``.
@@ -305,20 +333,22 @@ class PolyCAM(MaskingInput):
 
     def map(self, evidence: Evidence) -> torch.Tensor:
         """One layer's I, ``(N, K, *spatial)``."""
+        activation = self.scored(evidence)
+        channels = activation.shape[1]
 
         def kept(chunk: range) -> torch.Tensor:
-            return self.masks(evidence, chunk)
+            return self.masks(evidence, activation, chunk)
 
         def lost(chunk: range) -> torch.Tensor:
-            return 1 - self.masks(evidence, chunk)
+            return 1 - self.masks(evidence, activation, chunk)
 
         weights = torch.zeros_like(evidence.scores)[:, :, None]
         if self.weights != "-":
-            weights = weights + self.masked_scores(evidence, kept)
+            weights = weights + self.masked_scores(evidence, channels, kept)
         if self.weights != "+":
             whole = evidence.bound.of_classes(targets.softmax)(evidence.output).reshape(evidence.scores.shape)
-            weights = weights + whole[:, :, None] - self.masked_scores(evidence, lost)
-        return maps.weighted_sum(weights.relu(), evidence.activation).relu()
+            weights = weights + whole[:, :, None] - self.masked_scores(evidence, channels, lost)
+        return maps.weighted_sum(weights.relu(), activation).relu()
 
     def join(self, parts: Sequence[torch.Tensor]) -> torch.Tensor:
         """P of the finest layer."""

@@ -1,0 +1,150 @@
+"""How much work each method makes, counted and not timed: passes of the trunk and of the head, and backward.
+
+A change that runs the model once more, or lets a gradient reach the parameters, is seen here on any machine.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import camkit
+from families import Plain, Residual, Transformer, tiny
+from registry import make
+
+N, C = 2, 6  # images, and channels of Plain's last layer
+
+
+class Work(NamedTuple):
+    """What one call makes.
+
+    Attributes:
+        trunk: images that go through the first layer.
+        head: images that go through the last.
+        backward: backward passes.
+    """
+
+    trunk: int
+    head: int
+    backward: int
+
+
+def counted(monkeypatch: pytest.MonkeyPatch, model: nn.Module, call: Callable[[], object]) -> Work:
+    """The work of a call. Fails if it would compute the gradient of a parameter."""
+    rows = {"first": 0, "last": 0}
+    backward, depth = 0, 0
+    grad = torch.autograd.grad
+    parameters = {id(parameter) for parameter in model.parameters()}
+
+    def counting(place: str) -> Callable[..., None]:
+        def hook(module: nn.Module, args: tuple[Tensor, ...]) -> None:
+            rows[place] += len(args[0])
+
+        return hook
+
+    def counting_grad(outputs: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        nonlocal backward, depth
+        assert parameters.isdisjoint(map(id, [inputs] if isinstance(inputs, Tensor) else inputs))
+        backward += depth == 0  # and not a rule's own, within a pass
+        depth += 1
+        try:
+            return grad(outputs, inputs, *args, **kwargs)
+        finally:
+            depth -= 1
+
+    def forbidden(*args: object) -> None:
+        raise AssertionError("a gradient reached a parameter")
+
+    first, *_, last = (m for m in model.modules() if isinstance(m, nn.Conv2d | nn.Linear))
+    handles = [parameter.register_hook(forbidden) for parameter in model.parameters()]
+    # A dry run, which costs next to nothing, takes no hooks along.
+    handles += [
+        module.register_forward_pre_hook(counting(place))
+        for place, module in (("first", first), ("last", last))
+    ]
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.autograd, "grad", counting_grad)
+        patch.setattr(torch.autograd, "backward", forbidden)
+        call()
+    for handle in handles:
+        handle.remove()
+    return Work(rows["first"], rows["last"], backward)
+
+
+SHAPES = {Plain: (3, 12, 10), Transformer: (3, 16, 12), Residual: (3, 11, 13)}
+
+
+def images(network: type[nn.Module]) -> Tensor:
+    return torch.randn(N, *SHAPES[network]).double()
+
+
+# What follows the layer is proved on two copies of the batch, once a call, before it runs alone.
+PROOF = 2 * N
+# For K scores; of the methods that take a number of samples, two.
+EXPECTED: dict[str, Callable[[int], Work]] = {
+    **dict.fromkeys(["CAM", "EigenCAM", "KPCACAM", "FEM", "RandomCAM"], lambda k: Work(N, N, 0)),
+    **dict.fromkeys(
+        ["GradCAM", "GradCAMPlusPlus", "XGradCAM", "HiResCAM", "LayerCAM", "EigenGradCAM", "FullGrad"],
+        lambda k: Work(N, N, k),
+    ),
+    "SmoothGradCAMPlusPlus": lambda k: Work(3 * N, 3 * N, 2 * k),
+    "GuidedGradCAM": lambda k: Work(2 * N, 2 * N, 2 * k),
+    "ShapleyCAM": lambda k: Work(N, N + PROOF + N, 2 * k),
+    "LIFTCAM": lambda k: Work(N, N + PROOF + 2 * N, k),
+    # One backward pass for the start, one for how much is conserved, and one a score.
+    "RelevanceCAM": lambda k: Work(N, N + PROOF + N, 2 + k),
+    "AblationCAM": lambda k: Work(N, N + PROOF + C * N, 0),
+    "ScoreCAM": lambda k: Work(N + C * N, N + C * N, 0),
+    **dict.fromkeys(["SSCAM", "ISCAM"], lambda k: Work(N + 2 * C * N, N + 2 * C * N, 0)),
+    # Its two layers have 5 and 6 channels, each shown and hidden.
+    "PolyCAM": lambda k: Work(N + 2 * (5 + C) * N, N + 2 * (5 + C) * N, 0),
+    # Of two blocks of which the second needs the first's attention; what follows each runs once more.
+    "LeGrad": lambda k: Work(2 * N, 2 * N + 2 * PROOF, 2 * k),
+}
+
+
+@pytest.mark.parametrize("scores", [1, 3])
+@pytest.mark.parametrize("name", camkit.METHODS)
+def test_a_call_makes_no_more_work_than_it_needs(
+    name: str, scores: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many scores are asked for, the model runs no more often."""
+    network = Transformer if name == "LeGrad" else Plain
+    model, x = tiny(network), images(network)
+    method, target = make(name, model), [list(range(scores))] * N
+    for _ in range(2):  # with its dry run, and without
+        assert counted(monkeypatch, model, lambda: method(x, target)) == EXPECTED[name](scores)
+
+
+def test_the_table_has_every_method() -> None:
+    assert EXPECTED.keys() == camkit.METHODS.keys()
+
+
+def test_several_layers_share_a_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, x = tiny(Residual), images(Residual)
+    method = camkit.GradCAM(model, ["stem", "body", "out"])
+    assert counted(monkeypatch, model, lambda: method(x, 1)) == Work(N, N, 3)
+
+
+def test_inside_a_block_the_trunk_runs_once_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For what the block's sum needs beside the layer; and never again, however many channels there are."""
+    model, x = tiny(Residual), images(Residual)
+    method, channels = camkit.AblationCAM(model, "body"), model.body.out_channels
+    found = counted(monkeypatch, model, lambda: method(x, 1))
+    assert found == Work(2 * N, 2 * N + PROOF + channels * N, 0)
+
+
+def test_a_smoothed_method_makes_a_call_a_view(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, x = tiny(Plain), images(Plain)
+    method = camkit.Smoothed(camkit.GradCAM(model), camkit.noise_views(samples=3))
+    assert counted(monkeypatch, model, lambda: method(x, 1)) == Work(4 * N, 4 * N, 4)
+
+
+@pytest.mark.parametrize("name", ["ScoreCAM", "SSCAM", "ISCAM", "PolyCAM"])
+def test_channels_that_are_not_scored_cost_nothing(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, x = tiny(Plain), images(Plain)
+    method = make(name, model, "features", channels=2)
+    passes = 1 + 2 * (1 if name == "ScoreCAM" else 2)
+    assert counted(monkeypatch, model, lambda: method(x, 1)) == Work(passes * N, passes * N, 0)
