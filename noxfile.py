@@ -49,6 +49,13 @@ def types(session: nox.Session) -> None:
 
 
 @nox.session
+def bench(session: nox.Session) -> None:
+    """The benchmark against the peers, which takes an hour; arguments go to ``benchmarks/speed.py``."""
+    session.install(".", *groups("bench"))
+    session.run("python", "benchmarks/speed.py", *session.posargs)
+
+
+@nox.session
 def docs(session: nox.Session) -> None:
     """The documentation, warnings as errors, and the examples in its docstrings."""
     session.install("-e", ".", *groups("docs"))

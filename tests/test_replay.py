@@ -3,7 +3,6 @@
 import gc
 import weakref
 from collections import deque
-from functools import partial
 
 import pytest
 import torch
@@ -193,7 +192,7 @@ class Worker(nn.Module):
 
 @pytest.mark.parametrize("in_place", [False, True])
 def test_rows_are_copied_only_for_a_model_that_writes_to_them(in_place: bool) -> None:
-    model, x = tiny(partial(Worker, 0 if in_place else 99)), torch.randn(2, 3, 12, 10).double()
+    model, x = Worker(0 if in_place else 99).double(), torch.randn(2, 3, 12, 10).double()
     evidence = evidence_at(model, x, "features")
     rows, activations = evidence.copies(3)
     activations[1] = 0
@@ -208,7 +207,7 @@ def test_rows_are_copied_only_for_a_model_that_writes_to_them(in_place: bool) ->
 
 def test_a_model_that_begins_to_write_is_an_error() -> None:
     """Its rows are spoilt, and whoever gave them must not go on with them."""
-    model, x = tiny(partial(Worker, 6)), torch.randn(2, 3, 12, 10).double()
+    model, x = Worker(6).double(), torch.randn(2, 3, 12, 10).double()
     evidence = evidence_at(model, x, "features")
     evidence.rescore_rows(evidence.copies(2)[0])
     with pytest.raises(RuntimeError, match="^what follows 'features' wrote to its output, as it had not"):

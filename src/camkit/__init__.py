@@ -17,6 +17,7 @@ The nouns:
 from importlib.metadata import version
 
 from camkit import targets
+from camkit.dataset import explain_dataset
 from camkit.deployment import export, export_onnx
 from camkit.explainer import Explainer, Explanation
 from camkit.layers import LayerInfo, list_layers
@@ -84,6 +85,7 @@ __all__ = [
     "blend",
     "colorize",
     "denormalize",
+    "explain_dataset",
     "export",
     "export_onnx",
     "flip_views",

@@ -64,8 +64,8 @@ class Replay:
     def __call__(self, rows: torch.Tensor) -> Any:
         """The output for activations ``(M * N, ...)`` as the layer gives them, in the caller's grad mode.
 
-        They are copied only where that is needed: for a graph, or for a model that works on them in place. The
-        first call tells whether it does, and must be given rows that nobody needs afterwards.
+        They are copied only where that is needed: for a graph, or for a model that works on them in place.
+        The first call tells whether it does, and must be given rows that nobody needs afterwards.
 
         Raises:
             RuntimeError: if the stand-in did not ask the layer once, or wrote to the rows for the first time.

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -63,6 +64,12 @@ class Smoothed:
         self.method = method
         self.views = tuple(views)
 
+    @property
+    def model(self) -> nn.Module:
+        """The model that the method explains."""
+        model: nn.Module = self.method.model  # type: ignore[attr-defined]
+        return model
+
     def __call__(self, x: Input, target: Target = None) -> Explanation:
         """Explains a batch, as the method does; with one more call of it on each view.
 
@@ -93,16 +100,17 @@ def noise_views(samples: int = 16, std: float = 0.1, seed: int = 0) -> list[View
     _checks.positive("samples", samples)
     _checks.not_negative("std", std)
     _checks.seed(seed)
-
-    def noisy(x: torch.Tensor, sample: int) -> torch.Tensor:
-        return x + std * _random.normal(x.shape[1:], x, seed, sample)
-
-    return [View(lambda x, sample=sample: noisy(x, sample), _as_it_is) for sample in range(samples)]  # type: ignore[misc]
+    # Partial functions and no closures: their settings show.
+    return [View(partial(_noisy, std=std, seed=seed, sample=n), _as_it_is) for n in range(samples)]
 
 
 def flip_views() -> list[View]:
     """The input and its mirror image, left to right."""
     return [View(_as_it_is, _as_it_is), View(_mirrored, _mirrored)]
+
+
+def _noisy(x: torch.Tensor, *, std: float, seed: int, sample: int) -> torch.Tensor:
+    return x + std * _random.normal(x.shape[1:], x, seed, sample)
 
 
 def _as_it_is(tensor: torch.Tensor) -> torch.Tensor:

@@ -1,0 +1,169 @@
+"""The networks, and what a call of each library looks like.
+
+All explain the predicted class, of the same images, at the same layer of the same network. Objects are made
+and hooks attached before the clock starts, and gone before the next turn. Nobody's call is made cheaper: each
+includes the forward pass and the choice of the class.
+"""
+
+import contextlib
+import io
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import captum.attr
+import pytorch_grad_cam
+import torch
+import torchcam.methods
+from timing import Contestant, plain
+from torch import Tensor, nn
+from torchvision.models import get_model
+
+import camkit
+
+LIBRARIES = ("camkit", "pytorch-grad-cam", "torchcam", "captum")
+CAMKIT, PYTORCH_GRAD_CAM, TORCHCAM, CAPTUM = LIBRARIES
+#: The class of each method in each library that has it.
+METHODS = {
+    "CAM": {CAMKIT: "CAM", TORCHCAM: "CAM"},
+    "Grad-CAM": {CAMKIT: "GradCAM", PYTORCH_GRAD_CAM: "GradCAM", TORCHCAM: "GradCAM", CAPTUM: "LayerGradCam"},
+    "Grad-CAM++": {CAMKIT: "GradCAMPlusPlus", PYTORCH_GRAD_CAM: "GradCAMPlusPlus", TORCHCAM: "GradCAMpp"},
+    "XGrad-CAM": {CAMKIT: "XGradCAM", PYTORCH_GRAD_CAM: "XGradCAM", TORCHCAM: "XGradCAM"},
+    "HiResCAM": {CAMKIT: "HiResCAM", PYTORCH_GRAD_CAM: "HiResCAM"},
+    "LayerCAM": {CAMKIT: "LayerCAM", PYTORCH_GRAD_CAM: "LayerCAM", TORCHCAM: "LayerCAM"},
+    "Eigen-CAM": {CAMKIT: "EigenCAM", PYTORCH_GRAD_CAM: "EigenCAM"},
+}
+#: Grad-CAM with its heatmaps, and what explains ten classes at once.
+HEATMAPS, TEN_CAM, TEN_GRADCAM = "Grad-CAM, heatmaps", "CAM, 10 classes", "Grad-CAM, 10 classes"
+
+
+def network(name: str) -> nn.Module:
+    """A network of torchvision with random parameters, whose activations are of usual size.
+
+    Its BatchNorm has the statistics of random images, and a head of zeros, as ViT's is, is drawn at random.
+    """
+    torch.manual_seed(0)
+    model = get_model(name, weights=None)
+    for module in model.modules():
+        if isinstance(module, nn.Linear) and not module.weight.any():
+            nn.init.normal_(module.weight, std=0.02)
+    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+    for norm in norms:
+        norm.momentum = 1.0
+    if norms:
+        with torch.no_grad():
+            model.train()(torch.randn(4, 3, 224, 224))
+    return model.eval()
+
+
+def forward(model: nn.Module, x: Tensor) -> Contestant:
+    """The yardstick: one forward pass in inference mode."""
+
+    def call() -> Tensor:
+        with torch.inference_mode():
+            return model(x)  # type: ignore[no-any-return]
+
+    return plain(call)
+
+
+def explained(method: Callable[..., object], x: Tensor, target: Any = None) -> Contestant:
+    """A method of camkit."""
+    return plain(lambda: method(x, target))
+
+
+def with_global_pooling(model: nn.Module, x: Tensor) -> bool:
+    """Whether CAM explains a network as it is."""
+    try:
+        camkit.CAM(model)(x)
+    except ValueError:
+        return False
+    return True
+
+
+def of_global_pooling(net: nn.Module, x: Tensor) -> dict[str, Contestant]:
+    """What camkit does on a network that CAM explains."""
+    cam, gradcam, ten = camkit.CAM(net), camkit.GradCAM(net), [list(range(10))] * len(x)
+    return {
+        f"{CAMKIT}: CAM": explained(cam, x),
+        f"{CAMKIT}: {TEN_CAM}": explained(cam, x, ten),
+        f"{CAMKIT}: {TEN_GRADCAM}": explained(gradcam, x, ten),
+    }
+
+
+def of_all(model: nn.Module, x: Tensor) -> dict[str, Contestant]:
+    """What all libraries do on a network, by ``"library: method"``."""
+    gradcam = camkit.GradCAM(model)
+    layer = gradcam(x).layer
+    pooled = with_global_pooling(model, x)
+    found = of_global_pooling(model, x) if pooled else {}
+    found[f"{CAMKIT}: {HEATMAPS}"] = plain(lambda: gradcam(x).heatmaps())
+    for method, kinds in METHODS.items():
+        if method != "CAM":
+            found[f"{CAMKIT}: {method}"] = explained(getattr(camkit, kinds[CAMKIT])(model), x)
+        if kind := kinds.get(PYTORCH_GRAD_CAM):
+            found[f"{PYTORCH_GRAD_CAM}: {method}"] = of_pytorch_grad_cam(kind, model, layer, x)
+        if (kind := kinds.get(TORCHCAM)) and (method != "CAM" or pooled):
+            found[f"{TORCHCAM}: {method}"] = of_torchcam(kind, model, layer, x)
+    found[f"{CAPTUM}: Grad-CAM"] = of_captum(model, layer, x)
+    return found
+
+
+def channels_first(model: nn.Module, layer: str) -> Callable[[Tensor], Tensor] | None:
+    """The ``reshape_transform`` that users of the peers write for transformers."""
+    name = type(model).__name__
+    if name == "VisionTransformer":
+        return lambda tokens: tokens[:, 1:].unflatten(1, (14, 14)).permute(0, 3, 1, 2)
+    if name == "SwinTransformer" and layer != "permute":  # which gives NCHW
+        return lambda positions: positions.permute(0, 3, 1, 2)
+    return None
+
+
+def of_pytorch_grad_cam(kind: str, model: nn.Module, layer: str, x: Tensor, **settings: Any) -> Contestant:
+    """A method of pytorch-grad-cam, which gives heatmaps at the input's size."""
+
+    @contextlib.contextmanager
+    def attached() -> Iterator[Callable[[], object]]:
+        reshape = channels_first(model, layer)
+        cam = getattr(pytorch_grad_cam, kind)(model, [model.get_submodule(layer)], reshape)
+        vars(cam).update(settings)
+        try:
+            with contextlib.redirect_stderr(io.StringIO()):  # its progress bar
+                yield lambda: cam(x, None)
+        finally:
+            cam.activations_and_grads.release()
+            model.zero_grad()
+
+    return attached
+
+
+def of_torchcam(kind: str, model: nn.Module, layer: str, x: Tensor, **settings: Any) -> Contestant:
+    """A method of torchcam, which gives scaled maps, after a forward pass of the caller's."""
+    needs_gradient = issubclass(getattr(torchcam.methods, kind), torchcam.methods.gradient._GradCAM)
+    if kind == "CAM":
+        heads = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+        settings["fc_layer"] = heads[-1]
+
+    @contextlib.contextmanager
+    def attached() -> Iterator[Callable[[], object]]:
+        reshape = channels_first(model, layer)
+        with getattr(torchcam.methods, kind)(model, layer, reshape_transform=reshape, **settings) as cam:
+
+            def call() -> object:
+                with torch.set_grad_enabled(needs_gradient):
+                    scores = model(x)
+                return cam(scores.argmax(1).tolist(), scores)
+
+            yield call
+
+    return attached
+
+
+def of_captum(model: nn.Module, layer: str, x: Tensor) -> Contestant:
+    """Captum's Grad-CAM, which gives raw maps, after the forward pass that chooses the class."""
+    cam = captum.attr.LayerGradCam(model, model.get_submodule(layer))
+
+    def call() -> object:
+        with torch.inference_mode():
+            predicted = model(x).argmax(1)
+        return cam.attribute(x, target=predicted.clone())
+
+    return plain(call)

@@ -1,0 +1,162 @@
+"""Measuring in turn: CPU time, wall time and peak memory, as ratios to one baseline."""
+
+import gc
+import math
+import random
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+
+from torch.profiler import ProfilerActivity, profile
+
+#: Gives what is timed. What entering and leaving it does (hooks, gradients that are left) is not timed.
+Contestant = Callable[[], AbstractContextManager[Callable[[], object]]]
+
+# A turn is as many calls as the baseline makes in this time, in seconds.
+_TURN = 0.05
+# So many others to one turn of the baseline.
+_OTHERS = 7
+# Seconds in which threads that the one before has left spinning, as OpenBLAS does, fall asleep.
+_PAUSE = 0.15
+
+
+@dataclass(frozen=True)
+class Spread:
+    """The median of several rounds, and their quartiles."""
+
+    median: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, values: list[float]) -> "Spread":
+        """The spread of one value or more."""
+        if len(values) == 1:
+            return cls(*values * 3)
+        low, median, high = statistics.quantiles(values, n=4, method="inclusive")
+        return cls(median, low, high)
+
+
+@dataclass(frozen=True)
+class Seconds:
+    """How long one call took."""
+
+    cpu: float
+    wall: float
+
+
+@dataclass(frozen=True)
+class Ratios:
+    """What a contestant took, by what the baseline of the same round took."""
+
+    cpu: Spread
+    wall: Spread
+
+
+@dataclass(frozen=True)
+class Race:
+    """What came of the rounds.
+
+    Attributes:
+        baseline: one call of the baseline, the median of the rounds.
+        ratios: each contestant's.
+        raised: why a contestant has no ratios.
+    """
+
+    baseline: Seconds
+    ratios: dict[str, Ratios]
+    raised: dict[str, str]
+
+
+def plain(call: Callable[[], object]) -> Contestant:
+    """A contestant that needs no preparation."""
+    return lambda: nullcontext(call)
+
+
+def interleaved(baseline: Contestant, contestants: Mapping[str, Contestant], rounds: int) -> Race:
+    """Runs all in turn, in every round in another order.
+
+    The baseline has several turns in a round, the median of which is the round's. Garbage is collected before
+    each turn, after a pause.
+
+    Args:
+        baseline: what the others are divided by.
+        contestants: the others. One that raises when it warms up is left out of the rounds.
+        rounds: how many rounds.
+    """
+    raised = {name: reason for name, one in contestants.items() if (reason := _warm_up(one))}
+    running = {name: one for name, one in contestants.items() if name not in raised}
+    _turn(baseline, 1)
+    calls = max(1, math.ceil(_TURN / _turn(baseline, 1).wall))
+    turns = [None] * (1 + len(running) // _OTHERS) + list(running)
+    taken: list[Seconds] = []
+    cpu: dict[str, list[float]] = {name: [] for name in running}
+    wall: dict[str, list[float]] = {name: [] for name in running}
+    gc.collect()
+    gc.freeze()  # what has been imported need not be looked through before each turn
+    for _ in range(rounds):
+        random.shuffle(turns)
+        own: list[Seconds] = []
+        others: dict[str, Seconds] = {}
+        for name in turns:
+            if name is None:
+                own.append(_turn(baseline, calls))
+            else:
+                others[name] = _turn(running[name], calls)
+        taken.append(_median(own))
+        for name, seconds in others.items():
+            cpu[name].append(seconds.cpu / taken[-1].cpu)
+            wall[name].append(seconds.wall / taken[-1].wall)
+    gc.unfreeze()
+    ratios = {name: Ratios(Spread.of(cpu[name]), Spread.of(wall[name])) for name in running}
+    return Race(_median(taken), ratios, raised)
+
+
+def peak_memory(contestant: Contestant) -> int:
+    """The most bytes of new tensors that were alive at once in a call, after another one to warm up.
+
+    They are what torch's allocator was asked for; what libraries allocate elsewhere (NumPy) is not in it, nor
+    are the parameters and the input, which were there before.
+    """
+    with contestant() as call:
+        call()
+    with (
+        contestant() as call
+    ):  # with nothing left of the first, whose end would count as memory that is freed
+        gc.collect()
+        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
+            call()
+    events = profiled.profiler.kineto_results.events()
+    changes = [(event.start_ns(), event.nbytes()) for event in events if event.name() == "[memory]"]
+    alive = peak = 0
+    for _, change in sorted(changes):
+        alive += change
+        peak = max(peak, alive)
+    return peak
+
+
+def _turn(contestant: Contestant, calls: int) -> Seconds:
+    with contestant() as call:
+        gc.collect()
+        time.sleep(_PAUSE)
+        cpu, wall = time.process_time(), time.perf_counter()
+        for _ in range(calls):
+            call()
+        cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
+    return Seconds(cpu / calls, wall / calls)
+
+
+def _warm_up(contestant: Contestant) -> str:
+    """Why it raises; empty if it does not."""
+    try:
+        _turn(contestant, 1)
+    except Exception as error:  # a peer's, whatever it is
+        return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+    return ""
+
+
+def _median(seconds: list[Seconds]) -> Seconds:
+    cpu, wall = (statistics.median(each) for each in zip(*((s.cpu, s.wall) for s in seconds), strict=True))
+    return Seconds(cpu, wall)
