@@ -19,7 +19,7 @@ import camkit
 from camkit.evidence import Evidence
 
 SIZE = 224
-COUNTS = (8, 16, 32, 64, 128, 256)
+COUNTS = (8, 16, 32, 64, 128)
 
 
 class OfRandomChannels(camkit.ScoreCAM):

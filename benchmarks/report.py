@@ -35,7 +35,8 @@ numbers behind the tables are in [results.json](results.json).
 All run in turn in one process, in every round in another order; before each turn garbage is
 collected, and a pause lets threads that the one before has left spinning fall asleep. A ratio
 divides what a call took by what one forward pass of the same batch in inference mode took **in the
-same round**. A cell is the median of the rounds, in brackets the quartiles. Threads that wait sleep
+same round**. Short calls are made several times, after one that does not count. A cell
+is the median of the rounds, in brackets the quartiles. Threads that wait sleep
 (`OMP_WAIT_POLICY=PASSIVE`): spinning would count as CPU time. Targets are for the medians of CPU
 times, and for peak memory. Networks are torchvision's with random parameters, images 3 × 224 × 224,
 float32.

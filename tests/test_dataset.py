@@ -19,6 +19,7 @@ from torch.utils.data import (
     BatchSampler,
     DataLoader,
     Dataset,
+    DistributedSampler,
     IterableDataset,
     SequentialSampler,
     Subset,
@@ -403,6 +404,36 @@ def test_another_job_needs_another_folder(
     assert not (tmp_path / "heatmaps").exists()
 
 
+@pytest.mark.parametrize("change", ["rows", "scale", "sparse", "conjugate", "unsaved"])
+def test_whatever_a_model_is_made_of_tells_it_from_another(change: str, tmp_path: Path) -> None:
+    """What a state_dict holds in tuples, numbers of unusual kinds, and buffers that it does not hold."""
+
+    def network(changed: bool) -> nn.Module:
+        torch.manual_seed(0)
+        model: nn.Module = tiny(Plain)
+        if change in ("rows", "scale"):
+            weight = torch.randn(4, 6)
+            weight = weight.flip(0) if changed and change == "rows" else weight
+            layer = torch.ao.nn.quantized.Linear(6, 4)
+            scale = 0.2 if changed and change == "scale" else 0.1
+            layer.set_weight_bias(torch.quantize_per_tensor(weight, scale, 0, torch.qint8), None)
+            model.unused = layer
+        elif change == "sparse":
+            model.register_buffer("unused", (torch.eye(3) * (1 + changed)).to_sparse())
+        elif change == "conjugate":
+            model.register_buffer("unused", torch.tensor([1j * (1 + changed)]).conj())
+        else:
+            model.register_buffer("unused", torch.ones(2) * (1 + changed), persistent=False)
+        return model
+
+    items = Items(images())
+    explain(camkit.EigenCAM(network(False)), items, tmp_path)
+    explain(camkit.EigenCAM(network(False)), items, tmp_path)
+    assert items.loaded == list(range(ITEMS))
+    with pytest.raises(ValueError, match="^folder: expected the job of its manifest.json, with weights"):
+        explain(camkit.EigenCAM(network(True)), items, tmp_path)
+
+
 def test_other_noise_is_another_job(tmp_path: Path) -> None:
     method = camkit.CAM(tiny(Plain))
     explain(camkit.Smoothed(method, camkit.noise_views(2, seed=1)), Items(images()), tmp_path)
@@ -439,6 +470,11 @@ def test_shards_of_unknown_origin(tmp_path: Path) -> None:
 class Stream(IterableDataset[Any]):
     def __iter__(self) -> Iterator[Tensor]:
         return iter(images())
+
+
+class Prefetching(DataLoader[Any]):
+    def __iter__(self) -> Any:
+        return iter([images()])
 
 
 def of(**settings: Any) -> dict[str, Any]:
@@ -483,6 +519,18 @@ WRONG: list[tuple[dict[str, Any], type[Exception], str]] = [
         of(shuffle=True),
         ValueError,
         "loader: expected one in the data set's order, got RandomSampler" + PART,
+    ),
+    (
+        of(sampler=DistributedSampler(Items(images()), 2, 0)),
+        ValueError,
+        "loader: expected one in the data set's order, got DistributedSampler; "
+        "processes share the items out by themselves",
+    ),
+    (
+        {"loader": Prefetching(Items(images()))},
+        TypeError,
+        "loader: expected a torch.utils.data.DataLoader, got Prefetching, with an __iter__ of its own; "
+        "collate_fn= and read= change batches",
     ),
     (of(batch_size=None), ValueError, "loader: expected one with a batch_size, got none"),
     (
@@ -586,7 +634,7 @@ from pathlib import Path
 
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
 import camkit
 
@@ -679,7 +727,7 @@ from pathlib import Path
 
 import torch
 from torch import distributed
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, DistributedSampler, Dataset
 
 import camkit
 

@@ -174,25 +174,30 @@ def test_what_is_kept_goes_with_the_evidence() -> None:
 
 
 class Worker(nn.Module):
-    """Shifts its features, in place from the given number of rows on."""
+    """Shifts its features, in place from the given number of rows on, and perhaps without a trace."""
 
-    def __init__(self, in_place_from: int) -> None:
+    def __init__(self, in_place_from: int, traceless: bool = False) -> None:
         super().__init__()
         self.features = nn.Conv2d(3, 4, 3)
         self.fc = nn.Linear(4, 5)
-        self.in_place_from = in_place_from
+        self.in_place_from, self.traceless = in_place_from, traceless
         self.memory = deque[int]()  # shared with every stand-in, as a list is not
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.features(x)
         self.memory.append(y.data_ptr())
-        y = y.add_(1) if len(y) >= self.in_place_from else y + 1
+        if len(y) < self.in_place_from:
+            y = y + 1
+        elif self.traceless:
+            y.data.add_(1)
+        else:
+            y.add_(1)
         return self.fc(y.mean((2, 3)))  # type: ignore[no-any-return]
 
 
-@pytest.mark.parametrize("in_place", [False, True])
-def test_rows_are_copied_only_for_a_model_that_writes_to_them(in_place: bool) -> None:
-    model, x = Worker(0 if in_place else 99).double(), torch.randn(2, 3, 12, 10).double()
+@pytest.mark.parametrize(("in_place", "traceless"), [(False, False), (True, False), (True, True)])
+def test_rows_are_copied_only_for_a_model_that_writes_to_them(in_place: bool, traceless: bool) -> None:
+    model, x = Worker(0 if in_place else 99, traceless).double(), torch.randn(2, 3, 12, 10).double()
     evidence = evidence_at(model, x, "features")
     rows, activations = evidence.copies(3)
     activations[1] = 0

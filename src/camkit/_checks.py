@@ -10,7 +10,7 @@ from numbers import Integral
 import torch
 from torch import nn
 
-from camkit._modules import modules_of, state_of
+from camkit._modules import has_meta, modules_of
 
 
 def complaint(name: str, expected: str, got: object, hint: str = "") -> str:
@@ -51,6 +51,15 @@ def tensor(name: str, value: object) -> None:
         raise TypeError(complaint(name, "a tensor", type(value).__name__))
 
 
+def has_numbers(model: nn.Module) -> None:
+    """Raise a ``ValueError`` if a parameter or buffer is on the meta device."""
+    if has_meta(model):
+        tensors = itertools.chain(model.named_parameters(), model.named_buffers())
+        empty = next(name for name, tensor in tensors if tensor.is_meta)
+        hint = "load_state_dict(..., assign=True) gives them"
+        raise ValueError(complaint("model", "weights", f"{empty!r} on the meta device", hint))
+
+
 _CONVOLUTIONS = {nn.Conv1d: 3, nn.Conv2d: 4, nn.Conv3d: 5}
 _AXES = {3: "(N, C, L)", 4: "(N, C, H, W)", 5: "(N, C, T, H, W)"}
 
@@ -62,11 +71,7 @@ def batch(model: nn.Module, x: torch.Tensor) -> None:
         raise TypeError(complaint("x", "floats", x.dtype, hint))
     if x.is_meta:
         raise ValueError(complaint("x", "numbers", "a tensor on the meta device"))
-    if any(tensor.is_meta for tensor in state_of(model)):
-        tensors = itertools.chain(model.named_parameters(), model.named_buffers())
-        empty = next(name for name, tensor in tensors if tensor.is_meta)
-        hint = "load_state_dict(..., assign=True) gives them"
-        raise ValueError(complaint("model", "weights", f"{empty!r} on the meta device", hint))
+    has_numbers(model)
     if x.numel() == 0:
         raise ValueError(complaint("x", "a batch that is not empty", f"shape {shape_of(x)}"))
     # The sum tells most quickly; it may overflow by itself.

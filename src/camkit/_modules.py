@@ -1,8 +1,5 @@
 """The modules of a model, for what looks at all of them at each call: torch's own walk makes names too."""
 
-from collections.abc import Iterator
-
-import torch
 from torch import nn
 
 
@@ -13,12 +10,14 @@ def modules_of(model: nn.Module) -> list[nn.Module]:
     return list(found)
 
 
-def state_of(model: nn.Module) -> Iterator[torch.Tensor]:
-    """Every parameter and buffer of a model; one that several modules share comes several times."""
+def has_meta(model: nn.Module) -> bool:
+    """Whether a parameter or buffer of a model is on the meta device, without numbers."""
     for module in modules_of(model):
-        for tensor in (*module._parameters.values(), *module._buffers.values()):
-            if tensor is not None:
-                yield tensor
+        for tensors in (module._parameters, module._buffers):
+            for tensor in tensors.values():
+                if tensor is not None and tensor.is_meta:
+                    return True
+    return False
 
 
 def _walk(module: nn.Module, found: dict[nn.Module, None]) -> None:

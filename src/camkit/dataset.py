@@ -20,11 +20,11 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import distributed, nn
-from torch.utils.data import DataLoader, IterableDataset, SequentialSampler
+from torch.utils.data import DataLoader, DistributedSampler, IterableDataset, SequentialSampler
 
 from camkit import _checks, maps
 from camkit._colormaps import TABLES
-from camkit._nested import mapped
+from camkit._nested import mapped, tensors_in
 from camkit.explainer import Explanation
 from camkit.inputs import Input
 from camkit.overlays import colorize
@@ -61,7 +61,8 @@ def explain_dataset(
       ``(n, K)`` if the target is about classes; :func:`numpy.load` reads it;
     - ``heatmaps/00000000.png``, ... if there is a ``colormap``; of K maps ``00000000-0.png`` and so on;
     - ``manifest.json``: what was explained by what, and the list of shards. A later start must agree with it.
-      What the items are, and what ``read`` makes of them, it does not know: another job needs another folder.
+      What the items are, what ``read`` makes of them, and the settings of methods and views whose ``repr``
+      does not show them, it does not know: another job needs another folder.
 
     Args:
         method: any method, such as ``camkit.GradCAM(model)``; also :class:`camkit.Smoothed`.
@@ -100,7 +101,7 @@ def explain_dataset(
     device = next((t.device for t in itertools.chain(model.parameters(), model.buffers())), None)
     folder = Path(folder)
     manifest = _manifest(method, model, loader, shard_size, colormap)
-    step, shards = loader.batch_size or 1, manifest["shards"]
+    step, shards = manifest["batch_size"], manifest["shards"]
     with _group() as group:
         rank, world = (0, 1) if group is None else (distributed.get_rank(), distributed.get_world_size())
         todo = _agreed(folder, manifest, group)[rank::world]
@@ -135,9 +136,10 @@ def _model_of(method: Any) -> nn.Module:
     if isinstance(method, type | nn.Module) or not callable(method) or not isinstance(model, nn.Module):
         got = method if isinstance(method, type) else type(method).__name__
         raise TypeError(_checks.complaint("method", "a method such as camkit.GradCAM(model)", got))
-    if getattr(
-        method.method if isinstance(method, Smoothed) else method, "differentiable", False
-    ):  # it runs in training mode, where maps depend on the order
+    _checks.has_numbers(model)
+    while isinstance(method, Smoothed):
+        method = method.method
+    if getattr(method, "differentiable", False):  # it runs in training mode, where maps depend on the order
         raise ValueError(_checks.complaint("method", "one with differentiable=False", "True"))
     return model
 
@@ -152,11 +154,16 @@ def _check(loader: Any, read: object, colormap: object, shard_size: object, prog
     if isinstance(loader.dataset, IterableDataset):
         kind = type(loader.dataset).__name__
         refuse(TypeError, "one over a data set with indices", f"{kind}, an IterableDataset")
+    if type(loader).__iter__ is not DataLoader.__iter__:
+        got = f"{type(loader).__name__}, with an __iter__ of its own"
+        refuse(TypeError, "a torch.utils.data.DataLoader", got, "collate_fn= and read= change batches")
     if loader.batch_size is None:
         got = "none" if loader.batch_sampler is None else f"{type(loader.batch_sampler).__name__}"
         refuse(ValueError, "one with a batch_size", got)
     if type(loader.sampler) is not SequentialSampler:
-        refuse(ValueError, "one in the data set's order", type(loader.sampler).__name__, part)
+        shared = isinstance(loader.sampler, DistributedSampler)
+        hint = "processes share the items out by themselves" if shared else part
+        refuse(ValueError, "one in the data set's order", type(loader.sampler).__name__, hint)
     if len(loader.sampler) != len(loader.dataset):
         refuse(ValueError, f"one of all {len(loader.dataset)} items", len(loader.sampler), part)
     if loader.drop_last:
@@ -208,12 +215,19 @@ def _no_addresses(value: object) -> str:
 
 
 def _digest(model: nn.Module) -> str:
-    """SHA-256 of a model's weights, of any type and on any device."""
+    """SHA-256 of a model's weights and buffers, of any type and on any device."""
     found = hashlib.sha256()
-    for name, tensor in model.state_dict().items():
-        if isinstance(tensor, torch.Tensor):
+    # Quantized layers keep theirs in tuples; some buffers are in no state_dict.
+    for name, value in (dict(model.named_buffers()) | model.state_dict()).items():
+        for tensor in tensors_in(value):
             found.update(f"{name} {tensor.dtype} {_checks.shape_of(tensor)}\n".encode())
-            found.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+            numbers = tensor.detach().cpu()
+            if numbers.is_quantized:
+                numbers = numbers.dequantize()
+            if numbers.layout != torch.strided:
+                numbers = numbers.to_dense()
+            numbers = numbers.resolve_conj().resolve_neg().contiguous().flatten()
+            found.update(numbers.view(torch.uint8).numpy().data)
     return found.hexdigest()
 
 
@@ -230,7 +244,7 @@ def _group() -> Iterator["distributed.ProcessGroup | None"]:
     if ours and int(os.environ.get("WORLD_SIZE", "1")) > 1:  # as torchrun sets it
         from torch.distributed.rendezvous import rendezvous
 
-        store, rank, world = next(rendezvous("env://"))
+        store, rank, world = next(rendezvous("env://", timeout=_PATIENCE))
         store = _fresh(store, rank, world)
         distributed.init_process_group("gloo", store=store, rank=rank, world_size=world, timeout=_PATIENCE)
     elif ours or distributed.get_world_size() == 1:
@@ -319,8 +333,10 @@ def _compare(name: str, expected: str, there: dict[str, Any], came: dict[str, An
 
 def _loaded(loader: DataLoader[Any], batches: Sequence[range]) -> DataLoader[Any]:
     """A loader with the same settings, of these batches."""
-    # A loader draws a seed for its workers: not from the global state, which is left alone.
-    generator = torch.Generator() if loader.generator is None else loader.generator
+    # A loader draws a seed for its workers: neither from the global state nor from the caller's.
+    generator = torch.Generator()
+    if loader.generator is not None:
+        generator.set_state(loader.generator.get_state())
     return DataLoader(
         loader.dataset,
         batch_sampler=map(list, batches),
@@ -360,7 +376,7 @@ def _arrays(
     explanation: Explanation, indices: range, held: Sequence[Mapping[str, np.ndarray[Any, Any]]]
 ) -> dict[str, np.ndarray[Any, Any]]:
     """One batch of a shard, to be put behind those that are held."""
-    found = {"index": np.asarray(indices), "maps": maps.wide(explanation.maps.detach()).cpu().numpy()}
+    found = {"index": np.asarray(indices), "maps": maps.wide(explanation.maps.detach()).cpu().numpy().copy()}
     if explanation.classes is not None:
         found["classes"] = explanation.classes.cpu().numpy()
     items = f"items {indices.start} to {indices.stop - 1}"
@@ -399,8 +415,7 @@ def _paint(folder: Path, explanation: Explanation, indices: range, colormap: str
 
 def _write(path: Path, save: Callable[[IO[bytes]], object]) -> None:
     """Writes a file that bears its name only when it is whole, and on the disk."""
-    # Two jobs that run in one folder by mistake have a part each.
-    part = path.with_name(f"{path.name}.{os.getpid()}.{_PART}")
+    part = path.with_name(f"{path.name}.{uuid.uuid4().hex}.{_PART}")
     try:
         with part.open("wb") as file:
             save(file)

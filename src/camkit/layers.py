@@ -154,7 +154,7 @@ def unwrapped(model: nn.Module) -> nn.Module:
 def require_floats(model: nn.Module) -> None:
     """Raise a ``TypeError`` if a model has quantized layers, without gradients and open weights."""
     quantized = next((m for m in modules_of(model) if ".quantized" in type(m).__module__), None)
-    for name, module in model.named_modules() if quantized else ():
+    for name, module in model.named_modules() if quantized is not None else ():
         if module is quantized:
             hint = "camkit.EigenCAM, ScoreCAM and others that look at activations and outputs only explain it"
             got = f"{type(module).__name__} {name!r} of a quantized model"

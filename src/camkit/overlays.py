@@ -113,8 +113,13 @@ def blend(
     if heatmaps.shape[-2:] != images.shape[-2:]:
         expected = f"the images' size, {_checks.shape_of(images.shape[-2:])}"
         raise ValueError(_checks.complaint("heatmaps", expected, _checks.shape_of(heatmaps.shape[-2:])))
-    batch = torch.broadcast_shapes(images.shape[:-3], heatmaps.shape[:-2])
-    heatmaps = heatmaps.expand(*batch, *heatmaps.shape[-2:])
+    try:
+        batch = torch.broadcast_shapes(images.shape[:-3], heatmaps.shape[:-2])
+    except RuntimeError:
+        expected = f"as many as images, {_checks.shape_of(images.shape[:-3])}"
+        got = _checks.shape_of(heatmaps.shape[:-2])
+        raise ValueError(_checks.complaint("heatmaps", expected, got)) from None
+    heatmaps = heatmaps.to(images.device).expand(*batch, *heatmaps.shape[-2:])
     blended = _look_up(alpha * _table(colormap).to(images), heatmaps)
     return blended.add_(images, alpha=1 - alpha).clamp_(0, 1)
 

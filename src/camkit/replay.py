@@ -43,7 +43,8 @@ class Replay:
         self._model = skeleton(model, device=None, hooks=True)
         self._rows = torch.empty(0)
         self._has_graph = False
-        self._is_first, self._overwritten = True, False
+        #: Whether what follows the layer writes to its output; None until somebody has looked.
+        self.copies: bool | None = None
         self._calls: dict[str, int] = {}
         # Weakly, so that what is kept goes with the last who uses it, and not when a circle is collected.
         me: Any = weakref.proxy(self)
@@ -64,23 +65,21 @@ class Replay:
     def __call__(self, rows: torch.Tensor) -> Any:
         """The output for activations ``(M * N, ...)`` as the layer gives them, in the caller's grad mode.
 
-        They are copied only where that is needed: for a graph, or for a model that works on them in place.
-        The first call tells whether it does, and must be given rows that nobody needs afterwards.
+        They are copied where they have a graph, and where the model works on them in place, as
+        :attr:`copies` says.
 
         Raises:
-            RuntimeError: if the stand-in did not ask the layer once, or wrote to the rows for the first time.
+            RuntimeError: if the stand-in did not ask the layer once, or wrote to rows that were not copied.
         """
         self._rows, self._calls, self._has_graph = rows, {}, torch.is_grad_enabled()
-        is_first, version = self._is_first, rows._version
+        version = rows._version
         x = self._x[:1].expand(len(rows), *self._x.shape[1:])
         with torch.set_grad_enabled(self._has_graph):  # puts back what a layer sets
             images = repeat(self._x, len(rows) // len(self._x)) if self._needs_input else x
             output = self._inputs.run(self._model, images)
-        self._rows, self._is_first = torch.empty(0), False
-        if rows._version != version:
-            if not is_first:
-                raise RuntimeError(f"what follows {self._layer!r} wrote to its output, as it had not before")
-            self._overwritten = True
+        self._rows = torch.empty(0)
+        if rows._version != version and self.copies is False:
+            raise RuntimeError(f"what follows {self._layer!r} wrote to its output, as it had not before")
         if self._calls.get(self._layer) != 1:
             raise RuntimeError(f"{self._layer!r} was asked {self._calls.get(self._layer, 0)} times")
         return output
@@ -92,7 +91,7 @@ class Replay:
     def _answer(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         self._count(self._layer)
         torch.set_grad_enabled(self._has_graph)  # the model may be in a no_grad of its own
-        return self._rows.clone() if self._overwritten or self._rows.requires_grad else self._rows
+        return self._rows.clone() if self.copies or self._rows.requires_grad else self._rows
 
     def _recall(self, name: str) -> Callable[..., torch.Tensor]:
         return lambda *args, **kwargs: repeat(self._kept[name], len(self._rows) // len(self._x))
