@@ -246,3 +246,23 @@ def test_guided_backprop_of_functions_out_of_modules_leaves_no_trace() -> None:
     assert [(type(m), sorted(vars(m))) for m in model.modules()] == before
     after = reference.activation_and_gradient(model, "stem", x[0], lambda y: y[1])[1]
     assert torch.equal(after, gradient)
+
+
+def test_scorecam_of_the_channels_that_vary_most() -> None:
+    model, x = tiny(Plain), torch.randn(3, 3, 12, 10).double()
+    expected = []
+    with torch.no_grad():
+        for image, activation in zip(x, model.features(x), strict=True):
+            spread = [float(((channel - channel.mean()) ** 2).mean()) for channel in activation]
+            chosen = sorted(range(6), key=lambda k: spread[k])[-2:]
+            found = torch.zeros(4, 3).double()
+            for k in chosen:
+                large = F.interpolate(activation[k][None, None], size=(12, 10), mode="bilinear")[0, 0]
+                mask = (large - large.min()) / (large.max() - large.min())
+                found += model((image * mask)[None]).softmax(1)[0, 1] * activation[k]
+            expected.append(found.relu())
+    found_by_two = camkit.ScoreCAM(model, channels=2)(x, 1).maps
+    torch.testing.assert_close(found_by_two, torch.stack(expected), rtol=1e-9, atol=1e-12)
+    everything = camkit.ScoreCAM(model)(x, 1).maps
+    assert torch.equal(camkit.ScoreCAM(model, channels=6)(x, 1).maps, everything)
+    assert not torch.allclose(found_by_two, everything)

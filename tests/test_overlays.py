@@ -296,3 +296,17 @@ def test_bad_arguments_of_grid_are_named() -> None:
         camkit.grid([[picture]], ["a", "b"])
     with pytest.raises(ValueError, match="^column_labels: expected 2 labels, got 1$"):
         camkit.grid([[picture, picture]], None, ["a"])
+
+
+def test_heatmaps_for_another_number_of_images() -> None:
+    with pytest.raises(ValueError, match="^heatmaps: expected as many as images, 2, got 3$"):
+        camkit.blend(torch.rand(2, 3, 4, 4), torch.rand(3, 4, 4))
+
+
+def test_large_batches_are_coloured_as_single_pictures() -> None:
+    """In blocks, of which one here holds less than two pictures, and with one heatmap for several."""
+    images, heatmaps = torch.rand(3, 3, 300, 250), torch.rand(3, 300, 250)
+    each = torch.stack([camkit.blend(i, h) for i, h in zip(images, heatmaps, strict=True)])
+    assert torch.equal(camkit.blend(images, heatmaps), each)
+    one = torch.stack([camkit.blend(i, heatmaps[0]) for i in images])
+    assert torch.equal(camkit.blend(images, heatmaps[0]), one)
