@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import camkit
+from camkit._modules import modules_of
 from camkit.dryrun import DryRun
 from camkit.evidence import Evidence, gather
 from camkit.inputs import Inputs
@@ -34,7 +35,7 @@ def both(evidence: Evidence, edited: Tensor) -> tuple[Tensor, Tensor]:
 def test_equals_the_whole_model_on_every_family(family: Family) -> None:
     model, x = build(family.name).double(), images(family, 1).double()
     dry = DryRun.of(model, (2, *x.shape[1:]))
-    with as_found(model), torch.no_grad():
+    with as_found(modules_of(model)), torch.no_grad():
         for place in find_stages(dry)[-2:]:
             evidence = evidence_at(model, x, place.name)
             a = evidence.activation
@@ -60,7 +61,7 @@ def test_equals_the_whole_model_inside_blocks(name: str, layer: str) -> None:
     model = build(name).double()
     size = 224 if name == "vit_b_32" else 64
     x = torch.randn(2, 3, size, size).double()
-    with as_found(model), torch.no_grad():
+    with as_found(modules_of(model)), torch.no_grad():
         evidence = evidence_at(model, x, layer)
         a = evidence.activation
         replayed, whole = both(evidence, torch.stack([a / 2, a.flip(1)]))

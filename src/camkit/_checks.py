@@ -10,7 +10,7 @@ from numbers import Integral
 import torch
 from torch import nn
 
-from camkit._modules import has_meta, modules_of
+from camkit._modules import has_meta
 
 
 def complaint(name: str, expected: str, got: object, hint: str = "") -> str:
@@ -51,10 +51,10 @@ def tensor(name: str, value: object) -> None:
         raise TypeError(complaint(name, "a tensor", type(value).__name__))
 
 
-def has_numbers(model: nn.Module) -> None:
-    """Raise a ``ValueError`` if a parameter or buffer is on the meta device."""
-    if has_meta(model):
-        tensors = itertools.chain(model.named_parameters(), model.named_buffers())
+def has_numbers(modules: Sequence[nn.Module]) -> None:
+    """Raise a ``ValueError`` if a tensor of a model's modules, the model first, is on the meta device."""
+    if has_meta(modules):
+        tensors = itertools.chain(modules[0].named_parameters(), modules[0].named_buffers())
         empty = next(name for name, tensor in tensors if tensor.is_meta)
         hint = "load_state_dict(..., assign=True) gives them"
         raise ValueError(complaint("model", "weights", f"{empty!r} on the meta device", hint))
@@ -64,21 +64,21 @@ _CONVOLUTIONS = {nn.Conv1d: 3, nn.Conv2d: 4, nn.Conv3d: 5}
 _AXES = {3: "(N, C, L)", 4: "(N, C, H, W)", 5: "(N, C, T, H, W)"}
 
 
-def batch(model: nn.Module, x: torch.Tensor) -> None:
+def batch(modules: Sequence[nn.Module], x: torch.Tensor) -> None:
     """Raise unless ``x`` is images with a batch dimension, as the first convolution takes, of numbers."""
     if not x.is_floating_point():
         hint = "transforms such as weights.transforms() make floats of a picture"
         raise TypeError(complaint("x", "floats", x.dtype, hint))
     if x.is_meta:
         raise ValueError(complaint("x", "numbers", "a tensor on the meta device"))
-    has_numbers(model)
+    has_numbers(modules)
     if x.numel() == 0:
         raise ValueError(complaint("x", "a batch that is not empty", f"shape {shape_of(x)}"))
     # The sum tells most quickly; it may overflow by itself.
     if not x.sum().isfinite() and not x.isfinite().all():
         raise ValueError(complaint("x", "finite values", "NaN or infinity"))
     expected = next(
-        (ndim for m in modules_of(model) for kind, ndim in _CONVOLUTIONS.items() if isinstance(m, kind)),
+        (ndim for m in modules for kind, ndim in _CONVOLUTIONS.items() if isinstance(m, kind)),
         None,
     )
     # torch's convolutions take a single image too, and what follows them then reads it wrongly.

@@ -1,5 +1,7 @@
 """The modules of a model, for what looks at all of them at each call: torch's own walk makes names too."""
 
+from collections.abc import Iterable
+
 from torch import nn
 
 
@@ -10,9 +12,9 @@ def modules_of(model: nn.Module) -> list[nn.Module]:
     return list(found)
 
 
-def has_meta(model: nn.Module) -> bool:
-    """Whether a parameter or buffer of a model is on the meta device, without numbers."""
-    for module in modules_of(model):
+def has_meta(modules: Iterable[nn.Module]) -> bool:
+    """Whether a parameter or buffer of these is on the meta device, without numbers."""
+    for module in modules:
         for tensors in (module._parameters, module._buffers):
             for tensor in tensors.values():
                 if tensor is not None and tensor.is_meta:

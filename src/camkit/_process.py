@@ -4,7 +4,7 @@ import random
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 
 import numpy as np
 import torch
@@ -31,9 +31,8 @@ def _shared(make: Callable[[], AbstractContextManager[None]]) -> Callable[[], Ab
     return context
 
 
-@_shared
 @contextmanager
-def random_state() -> Iterator[None]:
+def _random_state() -> Iterator[None]:
     """Puts back the state of every global generator that a forward pass may draw from."""
     python, numpy = random.getstate(), np.random.get_state(legacy=False)
     cpu = torch.get_rng_state()
@@ -50,11 +49,11 @@ def random_state() -> Iterator[None]:
 
 @_shared
 @contextmanager
-def uncompiled() -> Iterator[None]:
-    """Runs what torch.compile made as it was before, so that hooks and rules reach its inside."""
-    with ExitStack() as stack:
-        if "torch._dynamo" in sys.modules:  # else nothing is compiled, and importing it takes seconds
-            stack.enter_context(torch.compiler.set_stance("force_eager"))
+def undisturbed() -> Iterator[None]:
+    """Puts the random state back, and runs what torch.compile made as it was: hooks reach its inside."""
+    # Importing it takes seconds, and where it is not, nothing is compiled.
+    compiles = "torch._dynamo" in sys.modules
+    with _random_state(), torch.compiler.set_stance("force_eager") if compiles else nullcontext():
         yield
 
 

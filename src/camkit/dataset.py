@@ -24,6 +24,7 @@ from torch.utils.data import DataLoader, DistributedSampler, IterableDataset, Se
 
 from camkit import _checks, maps
 from camkit._colormaps import TABLES
+from camkit._modules import modules_of
 from camkit._nested import mapped, tensors_in
 from camkit.explainer import Explanation
 from camkit.inputs import Input
@@ -136,7 +137,7 @@ def _model_of(method: Any) -> nn.Module:
     if isinstance(method, type | nn.Module) or not callable(method) or not isinstance(model, nn.Module):
         got = method if isinstance(method, type) else type(method).__name__
         raise TypeError(_checks.complaint("method", "a method such as camkit.GradCAM(model)", got))
-    _checks.has_numbers(model)
+    _checks.has_numbers(modules_of(model))
     while isinstance(method, Smoothed):
         method = method.method
     if getattr(method, "differentiable", False):  # it runs in training mode, where maps depend on the order

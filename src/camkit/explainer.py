@@ -167,14 +167,13 @@ class Explainer(ABC):
                 number of targets.
             TypeError: for an input, an output or a target of another kind.
         """
-        inputs = Inputs.admitted(x, self.model)
+        modules = modules_of(self.model)
+        inputs = Inputs.admitted(x, modules)
         size = inputs.size
         gradient = self.needs_gradient and self.taps_gradient
         attached = self.differentiable
-        if self.needs_gradient:
-            layers.require_floats(self.model)
-        with nullcontext() if attached else as_found(self.model):
-            locations = self._locate(inputs)
+        with nullcontext() if attached else as_found(modules):
+            locations = self._locate(inputs, modules)
             evidences = gather(
                 self.model, inputs, target, locations, gradient=gradient or attached, attached=attached
             )
@@ -205,14 +204,16 @@ class Explainer(ABC):
                 got = f"{_checks.shape_of(part)} from {type(self).__name__}"
                 raise ValueError(_checks.complaint("map", expected, got))
 
-    def _locate(self, inputs: Inputs) -> tuple[Location, ...]:
+    def _locate(self, inputs: Inputs, modules: Sequence[nn.Module]) -> tuple[Location, ...]:
         # Two images, so that no dimension of length one is taken for the batch. The modules are in the key:
         # a user may have given the model another head since.
         shape = (2, *inputs.images.shape[1:])
-        key = (shape, inputs.signature(), tuple(map(id, modules_of(self.model))))
+        key = (shape, inputs.signature(), tuple(map(id, modules)))
         if key not in self._locations:
             if len(self._locations) >= _KEPT:
                 self._locations.clear()
+            if self.needs_gradient:
+                layers.require_floats(self.model)
             dry = DryRun.of(self.model, shape, inputs, self._names)
             found = [layers.locate(dry, name, self._layout) for name in self._names] or self.find(dry)
             self._locations[key] = tuple(sorted(found, key=lambda location: location.value))

@@ -1,7 +1,7 @@
 """What a model is called with: images, and whatever else goes in beside them."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -55,15 +55,15 @@ class Inputs:
         raise TypeError(_checks.complaint("x", "images among the inputs, floats (N, C, H, W)", got))
 
     @classmethod
-    def admitted(cls, x: Input, model: nn.Module) -> "Inputs":
-        """As :meth:`of`, if the images are a batch of numbers.
+    def admitted(cls, x: Input, modules: Sequence[nn.Module]) -> "Inputs":
+        """As :meth:`of`, if the images are a batch of numbers, for a model of these modules.
 
         Raises:
             ValueError: for images without a batch, without numbers, or for a model without them.
             TypeError: if ``x`` is no input, or holds no images.
         """
         inputs = cls.of(x)
-        _checks.batch(model, inputs.images)
+        _checks.batch(modules, inputs.images)
         return inputs
 
     @property

@@ -5,6 +5,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import nn
@@ -90,6 +91,7 @@ class Location:
     after: tuple[Operation, ...]
     dry: DryRun
 
+    @cached_property
     def activation(self) -> nn.Sequential:
         """The functions named in :attr:`activations` as one module."""
         return nn.Sequential(*(ACTIVATIONS[name]() for name in self.activations))

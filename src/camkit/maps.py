@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch.nn import functional as F
@@ -67,12 +67,14 @@ def ratio(
 def weighted_sum(weights: torch.Tensor, activation: torch.Tensor) -> torch.Tensor:
     """The channels of an activation ``(N, C, *spatial)`` with weights ``(N, K, C)``: ``(N, K, *spatial)``."""
     with full_precision(activation):
-        return torch.einsum("nkc,nc...->nk...", weights.to(activation), activation)
+        flat = weights.to(activation) @ activation.flatten(2)
+    return flat.reshape(*flat.shape[:2], *activation.shape[2:])
 
 
 def full_precision(tensor: torch.Tensor) -> AbstractContextManager[None]:
     """Outside the caller's autocast, which is for the model: products are of the type of their factors."""
-    return torch.autocast(tensor.device.type, enabled=False)
+    device = tensor.device.type
+    return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()
 
 
 def wide(tensor: torch.Tensor) -> torch.Tensor:

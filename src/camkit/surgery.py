@@ -187,7 +187,7 @@ def _head(
     if place.layout != Layout():
         features["grid"] = _ChannelsFirst(place.layout)
     if place.activations:
-        features["activation"] = place.activation()
+        features["activation"] = place.activation
     channels = place.channels
     if conv_channels is not None:
         convolution = getattr(nn, f"Conv{dims}d")

@@ -10,7 +10,6 @@ import torch
 from torch import nn
 
 from camkit import _checks, _process
-from camkit._modules import modules_of
 from camkit.layers import ran_once
 
 
@@ -133,20 +132,23 @@ _lock = threading.Lock()
 
 
 @contextmanager
-def as_found(model: nn.Module) -> Iterator[None]:
-    """Puts the model in evaluation mode, and at the end its flags, its buffers and the random state back.
+def as_found(modules: Sequence[nn.Module]) -> Iterator[None]:
+    """Puts all modules in evaluation mode, and at the end flags, buffers and the random state back.
 
     The first of several threads saves them, and the last puts them back. What torch.compile made runs as it
     was before.
     """
     entered: list[nn.Module] = []
-    with _process.random_state(), _process.uncompiled(), torch.inference_mode(False):
+    with _process.undisturbed(), torch.inference_mode(False):
         try:
             with _lock:
-                for module in modules_of(model):
+                for module in modules:
                     visit = _visits.get(module)
                     if visit is None:
-                        visit = _visits[module] = _Visit(0, module.training, _buffers(module))
+                        training, buffers = module.training, _buffers(module)
+                        if not training and not buffers:
+                            continue  # there is nothing to put back
+                        visit = _visits[module] = _Visit(0, training, buffers)
                     entered.append(module)
                     visit.count += 1
                     # Set and not called: a model's own eval() and train() may do more than set a flag.

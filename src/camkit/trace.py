@@ -170,7 +170,7 @@ def record(
     """
     like = prototype(model)
     # Out of the caller's inference mode: its tensors do not say when they are changed in place.
-    with torch.inference_mode(False), torch.no_grad(), _process.random_state():
+    with torch.inference_mode(False), torch.no_grad(), _process.undisturbed():
         copy = skeleton(model, device)
         x = torch.rand(tuple(input_shape), dtype=like.dtype, device=device or like.device)
         recorder = _Recorder(Trace(tuple(input_shape)), copy)

@@ -2,8 +2,9 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from operator import attrgetter
+from typing import cast
 
 import torch
 from torch import nn
@@ -67,21 +68,23 @@ class CAM(Explainer):
         """The layer before the pooling, if the head is one that CAM can explain."""
         layers.require_floats(self.model)
         location = layers.find_before_pooling(dry)
-        module, _, name = (_read_head(location).weight or "").rpartition(".")
+        head = _read_head(location)
+        module, _, name = (head.weight or "").rpartition(".")
         owner = self.model.get_submodule(module)
         # Looked up and not read: reading the weight of spectral_norm changes it in training mode.
         if name and not (name in {**vars(owner), **owner._parameters} or hasattr(type(owner), name)):
             got = f"{location.dry.kind}, where {module!r} computes it"
             raise ValueError(_checks.complaint("model", "a linear layer that has its weight", got))
-        return [location]
+        found = {field.name: getattr(location, field.name) for field in fields(location)}
+        return [_BeforePooling(**found, head=head)]
 
     def map(self, evidence: Evidence) -> torch.Tensor:
         """The raw maps ``(N, K, *spatial)``, signed."""
         classes = evidence.bound.classes
         if classes is None:
             raise TypeError(_checks.complaint("target", "classes, which are what CAM explains", "a function"))
-        head = _read_head(evidence.location)
-        activation = evidence.location.activation()(evidence.activation)
+        location = cast(_BeforePooling, evidence.location)  # as find() gives it
+        head, activation = location.head, location.activation(evidence.activation)
         flat = activation.flatten(2)
         pooled = flat.mean(2) if head.pooling == "avg" else flat.amax(2)
         weights, bias = head.weights_and_bias(self.model, pooled, classes)
@@ -124,6 +127,13 @@ class _Head:
             weights = weights * parameter(self.norm["weight"])
         sigma = (pooled.var(1, correction=0) + self.eps).sqrt()
         return (weights - weights.mean(2, keepdim=True)) / sigma[:, None, None], bias
+
+
+@dataclass(frozen=True)
+class _BeforePooling(Location):
+    """The layer before the pooling, with the head that follows it."""
+
+    head: _Head
 
 
 def _read_head(location: Location) -> _Head:

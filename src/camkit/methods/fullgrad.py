@@ -9,6 +9,7 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from camkit import _checks, layers, maps
+from camkit._modules import modules_of
 from camkit._nested import detached
 from camkit.dryrun import explaining_errors
 from camkit.explainer import Explanation
@@ -69,11 +70,12 @@ class FullGrad:
                 targets.
             TypeError: for an input, an output or a target of another kind.
         """
-        inputs = Inputs.admitted(x, self.model)
+        modules = modules_of(self.model)
+        inputs = Inputs.admitted(x, modules)
         images = inputs.images
         size = inputs.size
         layers.require_floats(self.model)
-        with as_found(self.model), torch.enable_grad():
+        with as_found(modules), torch.enable_grad():
             leaf = images.detach().clone().requires_grad_()
             with explaining_errors(self.model, inputs), _Biases() as biases:
                 output = inputs.run(self.model, leaf)

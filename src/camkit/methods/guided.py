@@ -4,6 +4,7 @@ import torch
 from torch import nn
 
 from camkit import _checks, layers
+from camkit._modules import modules_of
 from camkit.dryrun import explaining_errors
 from camkit.evidence import Evidence, gradients
 from camkit.inputs import Input, Inputs
@@ -73,8 +74,9 @@ def guided_backprop(model: nn.Module, x: Input, target: Target = None) -> torch.
     """
     model = layers.unwrapped(model)
     layers.require_floats(model)
-    inputs = Inputs.admitted(x, model)
-    with as_found(model):
+    modules = modules_of(model)
+    inputs = Inputs.admitted(x, modules)
+    with as_found(modules):
         found, single = _guided(model, inputs, target)
     return found[:, 0] if single else found
 
