@@ -113,6 +113,8 @@ def test_a_call_makes_no_more_work_than_it_needs(
     """However many scores are asked for, the model runs no more often."""
     network = Transformer if name == "LeGrad" else Plain
     model, x = tiny(network), images(network)
+    if isinstance(model, Plain):
+        nn.init.ones_(model.features[4].bias)  # no channel is zero
     method, target = make(name, model), [list(range(scores))] * N
     for _ in range(2):  # with its dry run, and without
         assert counted(monkeypatch, model, lambda: method(x, target)) == EXPECTED[name](scores)
@@ -140,6 +142,17 @@ def test_a_smoothed_method_makes_a_call_a_view(monkeypatch: pytest.MonkeyPatch) 
     model, x = tiny(Plain), images(Plain)
     method = camkit.Smoothed(camkit.GradCAM(model), camkit.noise_views(samples=3))
     assert counted(monkeypatch, model, lambda: method(x, 1)) == Work(4 * N, 4 * N, 4)
+
+
+@pytest.mark.parametrize("zero", [2, C])
+def test_channels_that_are_zero_are_not_left_out_one_by_one(
+    zero: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, x = tiny(Plain), images(Plain)
+    nn.init.ones_(model.features[4].bias)
+    nn.init.constant_(model.features[4].bias[:zero], -100)
+    rest = N + PROOF + (C - zero) * N if zero < C else N
+    assert counted(monkeypatch, model, lambda: camkit.AblationCAM(model)(x, 1)) == Work(N, rest, 0)
 
 
 @pytest.mark.parametrize("name", ["ScoreCAM", "SSCAM", "ISCAM", "PolyCAM"])

@@ -241,7 +241,8 @@ class AblationCAM(Perturbing):
         w_k = \frac{y - y_k}{y}, \qquad M = \operatorname{ReLU}\Big(\sum_k w_k A^k\Big)
 
     with :math:`y_k` the score where channel k is zero. Of tokens, the ones beside the grid stay as they are.
-    If the score itself is zero, so are the weights.
+    If the score itself is zero, so are the weights. A channel that is zero in the whole batch has no effect,
+    and is not asked for.
 
     Args:
         model: any module.
@@ -263,22 +264,26 @@ class AblationCAM(Perturbing):
 
     def map(self, evidence: Evidence) -> torch.Tensor:
         """The raw maps ``(N, K, *spatial)``, never negative."""
-        activation, scores = evidence.activation, evidence.scores
-        images, channels = activation.shape[:2]
+        activation, scores = evidence.activation, evidence.scores[:, :, None]
+        images = len(activation)
+        # To leave out what is zero in all images changes nothing, and a ReLU leaves many such channels.
+        (channels,) = activation.flatten(2).any(2).any(0).nonzero(as_tuple=True)
         # The same memory for every pass: to copy what stays as it is would cost more than the head does.
-        rows, edited = evidence.copies(min(self.copies_a_pass(images), channels))
+        rows, edited = evidence.copies(min(self.copies_a_pass(images), max(1, len(channels))))
 
         def rescore(chunk: range) -> torch.Tensor:
-            left_out = torch.arange(len(chunk)), slice(None), torch.as_tensor(chunk)
+            left_out = torch.arange(len(chunk)), slice(None), channels[chunk.start : chunk.stop]
             kept = edited[left_out]
             edited[left_out] = 0
             found = evidence.rescore_rows(rows[: len(chunk) * images])
             edited[left_out] = kept
             return found
 
-        without = self.in_chunks(rescore, channels, images).permute(1, 2, 0)
-        evidence.require_reach(scores[:, :, None] - without)
-        weights = maps.ratio(scores[:, :, None] - without, scores[:, :, None])
+        without = scores.repeat(1, 1, activation.shape[1])
+        if len(channels):
+            without[:, :, channels] = self.in_chunks(rescore, len(channels), images).permute(1, 2, 0)
+        evidence.require_reach(scores - without)
+        weights = maps.ratio(scores - without, scores)
         return maps.weighted_sum(weights, activation).relu()
 
 
