@@ -11,6 +11,7 @@ import argparse
 import math
 from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import dataclass
 from unittest import mock
 
 import torch
@@ -19,8 +20,10 @@ from torch.nn import functional as F
 
 import camkit
 from camkit import maps
+from camkit.evidence import Evidence
 from camkit.explainer import Explainer
 from camkit.methods import activation, gradient, relevance
+from camkit.methods.perturbation import Perturbing
 
 CLASSES = 6
 METHODS = (
@@ -77,26 +80,34 @@ def network(channels: int, grid: int, function: type[nn.Module], steps: int) -> 
     return model.eval()
 
 
-def shapley(head: Callable[[Tensor], Tensor], activation: Tensor, classes: Tensor) -> Tensor:
-    """The exact Shapley values ``(N, C)`` of the channels of an activation ``(N, C, h, w)``."""
-    channels = activation.shape[1]
-    numbers = torch.arange(2**channels)
-    inside = (numbers[:, None] >> torch.arange(channels)) & 1 > 0
-    with torch.no_grad():
-        worth = torch.stack(
-            [
-                head(torch.where(inside[:, :, None, None], image, 0))[:, c]
-                for image, c in zip(activation, classes.tolist(), strict=True)
-            ]
-        )
-    by_size = [1 / (channels * math.comb(channels - 1, size)) for size in range(channels)]
-    shares = torch.tensor([*by_size, 0.0], dtype=worth.dtype)[inside.sum(1)]
-    values = []
-    for k in range(channels):
-        without = numbers[~inside[:, k]]
-        gains = worth[:, without | 1 << k] - worth[:, without]
-        values.append((shares[without] * gains).sum(1))
-    return torch.stack(values, 1)
+@dataclass(eq=False, kw_only=True)
+class Shapley(Perturbing):
+    """The channels weighed by their exact Shapley values: what follows the layer runs for every coalition."""
+
+    formula = r"\sum_k \phi_k A^k"
+    paper = "Shapley, Contributions to the Theory of Games II, 1953"
+    passes = "1 forward; the head 2^C times"
+
+    def map(self, evidence: Evidence) -> Tensor:
+        """The maps ``(N, K, *spatial)``, signed."""
+        activation = evidence.activation
+        images, channels = activation.shape[:2]
+        numbers = torch.arange(2**channels)
+        inside = (numbers[:, None] >> torch.arange(channels)) & 1 > 0
+
+        def rescore(chunk: range) -> Tensor:
+            coalitions = inside[chunk.start : chunk.stop, None, :, None, None]
+            return evidence.rescore(torch.where(coalitions, activation, 0))
+
+        worth = self.in_chunks(rescore, len(numbers), images)
+        by_size = [1 / (channels * math.comb(channels - 1, size)) for size in range(channels)]
+        shares = worth.new_tensor([*by_size, 0.0])[inside.sum(1)][:, None, None]
+        values = []
+        for k in range(channels):
+            without = numbers[~inside[:, k]]
+            gains = worth[without | 1 << k] - worth[without]
+            values.append((shares[without] * gains).sum(0))
+        return maps.weighted_sum(torch.stack(values, 2), activation)
 
 
 def weights(method: Callable[..., Explainer], model: nn.Module, x: Tensor, classes: Tensor) -> Tensor:
@@ -121,7 +132,7 @@ def correlations(model: nn.Sequential, count: int) -> dict[str, float]:
     x, _ = waves(count)
     with torch.no_grad():
         at, classes = model[0](x), model(x).argmax(1)
-    exact = shapley(model[1], at, classes)
+    exact = weights(Shapley, model, x, classes)
     contestants = {method.__name__: weights(method, model, x, classes) for method in METHODS}
     # Its weight is per unit of the activation, of which this is a channel's sum.
     contestants["GradCAM, weight × sum of the channel"] = contestants["GradCAM"] * at.sum((2, 3))

@@ -230,7 +230,7 @@ def test_one_channel_has_no_principal_direction(name: str) -> None:
 @pytest.mark.parametrize("name", ["ScoreCAM", "SSCAM", "ISCAM", "AblationCAM", "PolyCAM"])
 def test_the_size_of_a_chunk_bounds_a_pass_and_changes_nothing(name: str) -> None:
     model, x = tiny(Plain), images(name, 2)
-    nn.init.ones_(model.features[4].bias)  # no channel is zero
+    nn.init.ones_(model.get_parameter("features.4.bias"))  # no channel is zero
     seen: list[int] = []
     forward = model.fc.forward
 
@@ -258,7 +258,7 @@ def test_progress_wraps_the_passes(name: str) -> None:
             shown.append(len(chunk))
 
     model = tiny(Plain)
-    nn.init.ones_(model.features[4].bias)  # no channel is zero
+    nn.init.ones_(model.get_parameter("features.4.bias"))  # no channel is zero
     make(name, model, chunk_size=8, progress=progress)(images(name, 2), 1)
     assert shown == [4, 2]  # of two images, four channels fit
 

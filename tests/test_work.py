@@ -114,7 +114,7 @@ def test_a_call_makes_no_more_work_than_it_needs(
     network = Transformer if name == "LeGrad" else Plain
     model, x = tiny(network), images(network)
     if isinstance(model, Plain):
-        nn.init.ones_(model.features[4].bias)  # no channel is zero
+        nn.init.ones_(model.get_parameter("features.4.bias"))  # no channel is zero
     method, target = make(name, model), [list(range(scores))] * N
     for _ in range(2):  # with its dry run, and without
         assert counted(monkeypatch, model, lambda: method(x, target)) == EXPECTED[name](scores)
@@ -149,8 +149,8 @@ def test_channels_that_are_zero_are_not_left_out_one_by_one(
     zero: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model, x = tiny(Plain), images(Plain)
-    nn.init.ones_(model.features[4].bias)
-    nn.init.constant_(model.features[4].bias[:zero], -100)
+    nn.init.ones_(model.get_parameter("features.4.bias"))
+    nn.init.constant_(model.get_parameter("features.4.bias")[:zero], -100)
     rest = N + PROOF + (C - zero) * N if zero < C else N
     assert counted(monkeypatch, model, lambda: camkit.AblationCAM(model)(x, 1)) == Work(N, rest, 0)
 
