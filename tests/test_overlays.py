@@ -49,7 +49,7 @@ def test_blends_and_does_not_rescale() -> None:
     heatmap = torch.zeros(2, 2)
     red, green, blue = (np.asarray(mpl.colormaps["jet"](0.0, bytes=True))[:3]).tolist()
     result = np.asarray(camkit.overlay(image, heatmap, alpha=0.25))
-    expected = [round(0.75 * 40 + 0.25 * c) for c in (red, green, blue)]
+    expected = [math.floor(0.75 * 40 + 0.25 * c) for c in (red, green, blue)]
     assert (result == expected).all()  # pytorch-grad-cam would make the brightest 255
 
 
@@ -149,8 +149,10 @@ def test_blend_is_the_same_for_every_image_of_a_batch(alpha: float, n: int, h: i
 def test_blend_equals_overlay_and_goes_where_its_images_are() -> None:
     heatmap = torch.rand(24, 32)
     image = torch.from_numpy(RGB).permute(2, 0, 1) / 255
-    blended = (camkit.blend(image, heatmap, alpha=0.3) * 255).round().byte().permute(1, 2, 0)
-    assert np.array_equal(blended.numpy(), np.asarray(camkit.overlay(RGB, heatmap, alpha=0.3)))
+    blended = 255 * camkit.blend(image.double(), heatmap, alpha=0.3).permute(1, 2, 0).numpy()
+    lost = blended - np.asarray(camkit.overlay(RGB, heatmap, alpha=0.3))  # by rounding down
+    assert lost.min() > -1e-4
+    assert 0.9 < lost.max() < 1
     assert camkit.blend(image.bfloat16(), heatmap).dtype == torch.bfloat16
     assert camkit.blend(image.double()[:1], heatmap).shape == (3, 24, 32)
 

@@ -35,7 +35,7 @@ def overlay(
 ) -> Image.Image:
     """Blends a heatmap over a picture, at the picture's own size.
 
-    ``(1 - alpha) * picture + alpha * colours``, and nothing else: the result is not rescaled.
+    ``(1 - alpha) * picture + alpha * colours``, rounded down, and nothing else: the result is not rescaled.
 
     Args:
         image: a PIL image, a path (an EXIF rotation is applied), a uint8 tensor or array, or a float one
@@ -57,7 +57,9 @@ def overlay(
         >>> camkit.overlay(Image.new("RGB", (32, 24)), torch.eye(7)).size
         (32, 24)
     """
-    pixels = _to_pixels(image)
+    picture = _to_picture(image)
+    _check_alpha(alpha)
+    _checks.one_of("colormap", colormap, TABLES)
     if isinstance(heatmap, np.ndarray):
         heatmap = torch.from_numpy(np.array(heatmap))  # a copy: torch reads no flipped or locked arrays
     _checks.tensor("heatmap", heatmap)
@@ -67,14 +69,18 @@ def overlay(
         raise ValueError(
             _checks.complaint("heatmap", expected, _checks.shape_of(heatmap) or "a number", hint)
         )
-    _in_unit_range("heatmap", heatmap, "camkit.normalize brings a raw map there")
+    # By NumPy and Pillow: a picture is so little that to wake torch's threads for it takes longer.
+    heatmap = heatmap.detach().float().cpu()
     # Before the resizing, which would leave no trace of what was wrong.
-    resized = maps.resize(heatmap.detach().float().cpu(), pixels.shape[:2])
-    colour = torch.from_numpy(pixels[..., :3].copy()).permute(2, 0, 1) / 255
-    blended = blend(colour, resized, colormap=colormap, alpha=alpha)
-    result = pixels.copy()
-    result[..., :3] = blended.mul_(255).round_().to(torch.uint8).permute(1, 2, 0).numpy()
-    return Image.fromarray(result)
+    _in_unit_range("heatmap", heatmap.numpy(), "camkit.normalize brings a raw map there")
+    resized = maps.resize(heatmap, picture.size[::-1])
+    colours = Image.fromarray(np.minimum(resized.numpy() * 256, 255).astype(np.uint8))
+    colours.putpalette(bytes.fromhex(TABLES[colormap]))
+    if picture.mode == "RGB":
+        return Image.blend(picture, colours.convert("RGB"), alpha)
+    blended = Image.blend(picture.convert("RGB"), colours.convert("RGB"), alpha)
+    blended.putalpha(picture.getchannel("A"))
+    return blended
 
 
 def blend(
@@ -101,8 +107,7 @@ def blend(
         torch.Size([2, 3, 8, 8])
     """
     _checks.tensor("images", images)
-    if not 0 <= alpha <= 1:
-        raise ValueError(_checks.complaint("alpha", "a number in [0, 1]", repr(alpha)))
+    _check_alpha(alpha)
     if not images.is_floating_point():
         raise TypeError(_checks.complaint("images", "floats in [0, 1]", images.dtype))
     if images.ndim < 3 or images.shape[-3] not in (1, 3):
@@ -243,7 +248,7 @@ def grid(
     for row, y, height in zip(rows, tops, heights, strict=True):
         for picture, x, width in zip(row, lefts, widths, strict=False):
             corner = (x + (width - picture.width) // 2, y + (height - picture.height) // 2)
-            canvas.paste(Image.fromarray(_on_white(_to_pixels(picture))), corner)
+            canvas.paste(_on_white(_to_picture(picture)), corner)
     return canvas
 
 
@@ -275,6 +280,11 @@ def _look_up(colours: torch.Tensor, heatmaps: torch.Tensor) -> torch.Tensor:
     return found.reshape(*batch, 3, height, width)
 
 
+def _check_alpha(alpha: float) -> None:
+    if not 0 <= alpha <= 1:
+        raise ValueError(_checks.complaint("alpha", "a number in [0, 1]", repr(alpha)))
+
+
 def _check_heatmaps(heatmaps: torch.Tensor, colormap: str) -> None:
     _checks.tensor("heatmaps", heatmaps)
     _checks.one_of("colormap", colormap, TABLES)
@@ -284,10 +294,13 @@ def _check_heatmaps(heatmaps: torch.Tensor, colormap: str) -> None:
     _in_unit_range("heatmaps", heatmaps, "camkit.normalize brings raw maps there")
 
 
-def _in_unit_range(name: str, values: torch.Tensor, hint: str) -> None:
-    if values.numel() == 0:
-        raise ValueError(_checks.complaint(name, "at least one value", _checks.shape_of(values)))
-    low, high = (value.item() for value in torch.aminmax(values.detach()))
+def _in_unit_range(name: str, values: torch.Tensor | np.ndarray[Any, Any], hint: str) -> None:
+    if 0 in values.shape:
+        raise ValueError(_checks.complaint(name, "at least one value", _checks.shape_of(tuple(values.shape))))
+    if isinstance(values, torch.Tensor):
+        low, high = (value.item() for value in torch.aminmax(values.detach()))
+    else:
+        low, high = values.min().item(), values.max().item()
     if math.isnan(low):  # of all values, if one of them is
         raise ValueError(_checks.complaint(name, "values in [0, 1]", "NaN"))
     # What interpolation and float16 add to a 1 is no mistake of the caller's.
@@ -296,17 +309,18 @@ def _in_unit_range(name: str, values: torch.Tensor, hint: str) -> None:
         raise ValueError(_checks.complaint(name, "values in [0, 1]", got, hint))
 
 
-def _to_pixels(image: ImageLike) -> np.ndarray[Any, np.dtype[np.uint8]]:
-    """A picture as uint8, ``(H, W, 3)``, or ``(H, W, 4)`` where it has transparency."""
+def _to_picture(image: ImageLike) -> Image.Image:
+    """A picture as RGB, or RGBA where it has transparency."""
     if isinstance(image, str | os.PathLike):
         with Image.open(image) as file:
-            return _to_pixels(ImageOps.exif_transpose(file))
+            return _to_picture(ImageOps.exif_transpose(file))
     if isinstance(image, Image.Image):
         if image.mode.startswith("I;16"):  # convert() would clip 16 bits to 8
             image = Image.fromarray((np.asarray(image) // 257).astype(np.uint8))
         if image.mode in ("I", "F"):  # no range is agreed on for these: read as arrays are
-            return _to_pixels(np.asarray(image))
-        return np.asarray(image.convert("RGBA" if image.has_transparency_data else "RGB"))
+            return _to_picture(np.asarray(image))
+        mode = "RGBA" if image.has_transparency_data else "RGB"
+        return image if image.mode == mode else image.convert(mode)
     array: np.ndarray[Any, Any]
     if isinstance(image, torch.Tensor):
         tensor = image.detach().cpu()
@@ -324,16 +338,16 @@ def _to_pixels(image: ImageLike) -> np.ndarray[Any, np.dtype[np.uint8]]:
         raise ValueError(_checks.complaint("image", f"shape {axes}", _checks.shape_of(image.shape)))
     if np.issubdtype(array.dtype, np.floating):
         hint = "camkit.denormalize undoes a preset's normalisation"
-        _in_unit_range("image", torch.from_numpy(array.astype(np.float64)), hint)
-        array = np.rint(array.clip(0, 1) * 255).astype(np.uint8)
+        _in_unit_range("image", array, hint)
+        array = np.rint(array * np.float32(255)).astype(np.uint8)
     elif array.dtype != np.uint8:
         raise TypeError(_checks.complaint("image", "uint8, or floats in [0, 1]", array.dtype))
-    return np.repeat(array, 3, axis=2) if array.shape[2] == 1 else array
+    return Image.fromarray(np.repeat(array, 3, axis=2) if array.shape[2] == 1 else array)
 
 
-def _on_white(pixels: np.ndarray[Any, np.dtype[np.uint8]]) -> np.ndarray[Any, np.dtype[np.uint8]]:
+def _on_white(picture: Image.Image) -> Image.Image:
     """The same picture without transparency."""
-    if pixels.shape[2] == 3:
-        return pixels
-    opacity = pixels[..., 3:] / 255
-    return np.rint(pixels[..., :3] * opacity + 255 * (1 - opacity)).astype(np.uint8)
+    if picture.mode == "RGB":
+        return picture
+    white = Image.new("RGBA", picture.size, "white")
+    return Image.alpha_composite(white, picture).convert("RGB")
