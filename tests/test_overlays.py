@@ -305,8 +305,8 @@ def test_heatmaps_for_another_number_of_images() -> None:
         camkit.blend(torch.rand(2, 3, 4, 4), torch.rand(3, 4, 4))
 
 
-def test_large_batches_are_coloured_as_single_pictures() -> None:
-    """In blocks, of which one here holds less than two pictures, and with one heatmap for several."""
+def test_batches_are_coloured_as_single_pictures() -> None:
+    """And with one heatmap for several."""
     images, heatmaps = torch.rand(3, 3, 300, 250), torch.rand(3, 300, 250)
     each = torch.stack([camkit.blend(i, h) for i, h in zip(images, heatmaps, strict=True)])
     assert torch.equal(camkit.blend(images, heatmaps), each)

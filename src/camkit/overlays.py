@@ -15,8 +15,6 @@ from camkit._colormaps import TABLES
 
 #: A picture: a PIL image, a path, a tensor ``(C, H, W)`` or an array ``(H, W, C)``, or either ``(H, W)``.
 ImageLike = Image.Image | str | os.PathLike[str] | torch.Tensor | np.ndarray[Any, Any]
-# Pixels that are coloured at a time: what is made of them on the way stays in the processor's cache.
-_BLOCK = 2**17
 
 
 class Preset(Protocol):
@@ -74,7 +72,7 @@ def overlay(
     # Before the resizing, which would leave no trace of what was wrong.
     _in_unit_range("heatmap", heatmap.numpy(), "camkit.normalize brings a raw map there")
     resized = maps.resize(heatmap, picture.size[::-1])
-    colours = Image.fromarray(np.minimum(resized.numpy() * 256, 255).astype(np.uint8))
+    colours = Image.fromarray(np.clip(resized.numpy() * 256, 0, 255).astype(np.uint8))
     colours.putpalette(bytes.fromhex(TABLES[colormap]))
     if picture.mode == "RGB":
         return Image.blend(picture, colours.convert("RGB"), alpha)
@@ -267,17 +265,12 @@ def _table(colormap: str) -> torch.Tensor:
 
 def _look_up(colours: torch.Tensor, heatmaps: torch.Tensor) -> torch.Tensor:
     """The colours ``(256, 3)`` of heatmaps ``(..., H, W)`` in [0, 1], as a new ``(..., 3, H, W)``."""
-    *batch, height, width = heatmaps.shape
-    flat = heatmaps.detach().reshape(-1, 1, height, width)
-    found = colours.new_empty(len(flat), 3, height, width)
-    rows = colours.T.flatten()  # all reds, then all greens, then all blues
-    starts = 256 * torch.arange(3, dtype=torch.int32, device=flat.device)[:, None, None]
-    size = max(1, _BLOCK // (height * width))
-    for part, pixels in zip(flat.split(size), found.split(size), strict=True):
-        # 256 equal bins, the last of which holds 1.
-        index = (part.float() * 256).clamp_(max=255).int() + starts
-        torch.index_select(rows, 0, index.flatten(), out=pixels.view(-1))
-    return found.reshape(*batch, 3, height, width)
+    # 256 equal bins, the last of which holds 1.
+    index = (heatmaps.detach().float() * 256).clamp_(max=255).int().flatten()
+    found = colours.new_empty(*heatmaps.shape[:-2], 3, *heatmaps.shape[-2:])
+    for channel, values in zip(found.unbind(-3), colours.T.contiguous(), strict=True):
+        channel.copy_(values.index_select(0, index).view(heatmaps.shape))
+    return found
 
 
 def _check_alpha(alpha: float) -> None:
