@@ -770,6 +770,10 @@ try:
     camkit.explain_dataset(method, loader, **job, shard_size=3)
 except ValueError as error:
     note("refused", error)
+try:
+    camkit.explain_dataset(method, loader, work / f"apart-{rank}")
+except ValueError as error:
+    note("refused", error)
 with torch.no_grad():
     method.model[-1].bias += int(rank)
 try:
@@ -819,9 +823,10 @@ class Shared:
         assert max(counts) - min(counts) <= 2  # a shard
         assert self.noted("shown", attempt) == {0: [str(-(-counts[0] // 2))]}
         assert self.noted("missing", attempt) == {rank: ["[]"] for rank in range(ranks)}
-        for first, second in self.noted("refused", attempt).values():
+        for first, second, third in self.noted("refused", attempt).values():
             assert first == "folder: expected the job of its manifest.json, with shard_size 2, got 3"
-            assert "method, loader: expected the same in every process, with weights " in second
+            assert second == "folder: expected one that all processes share, got another one in process 1"
+            assert "method, loader: expected the same in every process, with weights " in third
         assert len(self.noted("refused", attempt)) == ranks
         assert not (self.folder / "other").exists()
 

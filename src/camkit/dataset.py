@@ -85,7 +85,8 @@ def explain_dataset(
     Raises:
         ValueError: for a loader in another order than the data set's, without a batch size or without the
             last batch; for a folder that another job wrote to; for maps of several sizes in one shard, or
-            other than one for each item; for heatmaps of what is no image; whatever else the method raises.
+            other than one for each item; for heatmaps of what is no image; for processes with a folder each;
+            whatever else the method raises.
         TypeError: for a method, a loader or a batch of another kind.
 
     Example:
@@ -294,17 +295,25 @@ def _agreed(
     distributed.all_gather_object(each, manifest, group)
     for other in each:
         _compare("method, loader", "the same in every process", each[0], other)
+    sign = folder / f"{_MANIFEST}.{uuid.uuid4().hex}.{_PART}"
     found: list[Any] = [None]
     if distributed.get_rank() == 0:
         try:
-            found = [_opened(folder, manifest)]
+            found = [(_opened(folder, manifest), sign.name)]
+            sign.touch()
         except Exception as error:
             found = [error]
     distributed.broadcast_object_list(found, 0, group)
     if isinstance(found[0], Exception):
         raise found[0]
-    todo: Sequence[int] = found[0]
-    return todo
+    todo, name = found[0]
+    # On another machine the same path may be another folder, in which nobody would look for the shards.
+    distributed.all_gather_object(each, (folder / name).exists(), group)
+    sign.unlink(missing_ok=True)
+    if not all(each):
+        got = f"another one in process {each.index(False)}"
+        raise ValueError(_checks.complaint("folder", "one that all processes share", got))
+    return todo  # type: ignore[no-any-return]
 
 
 def _opened(folder: Path, manifest: dict[str, Any]) -> Sequence[int]:
