@@ -135,8 +135,8 @@ def overlays(given: Namespace) -> Rows:
     def theirs_of_arrays() -> object:
         return [show_cam_on_image(a, m, use_rgb=True) for a, m in zip(arrays, masks, strict=True)]
 
-    def overlays_of(given: Sequence[Any]) -> Contestant:
-        return plain(lambda: [camkit.overlay(g, h) for g, h in zip(given, heatmaps, strict=True)])
+    def overlays_of(shown: Sequence[Any]) -> Contestant:
+        return plain(lambda: [camkit.overlay(s, h) for s, h in zip(shown, heatmaps, strict=True)])
 
     def one_by_one() -> object:
         return [camkit.blend(i, h) for i, h in zip(images, heatmaps, strict=True)]

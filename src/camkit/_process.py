@@ -31,30 +31,27 @@ def _shared(make: Callable[[], AbstractContextManager[None]]) -> Callable[[], Ab
     return context
 
 
+@_shared
 @contextmanager
-def _random_state() -> Iterator[None]:
-    """Puts back the state of every global generator that a forward pass may draw from."""
+def undisturbed() -> Iterator[None]:
+    """Puts every global generator's state back, and runs what torch.compile made as it was before.
+
+    A forward pass may draw from any of them, and hooks do not reach inside what is compiled.
+    """
+    # Importing it takes seconds, and where it is not, nothing is compiled.
+    compiles = "torch._dynamo" in sys.modules
     python, numpy = random.getstate(), np.random.get_state(legacy=False)
     cpu = torch.get_rng_state()
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
     try:
-        yield
+        with torch.compiler.set_stance("force_eager") if compiles else nullcontext():
+            yield
     finally:
         random.setstate(python)
         np.random.set_state(numpy)
         torch.set_rng_state(cpu)
         if cuda:
             torch.cuda.set_rng_state_all(cuda)
-
-
-@_shared
-@contextmanager
-def undisturbed() -> Iterator[None]:
-    """Puts the random state back, and runs what torch.compile made as it was: hooks reach its inside."""
-    # Importing it takes seconds, and where it is not, nothing is compiled.
-    compiles = "torch._dynamo" in sys.modules
-    with _random_state(), torch.compiler.set_stance("force_eager") if compiles else nullcontext():
-        yield
 
 
 @_shared

@@ -295,12 +295,11 @@ def _agreed(
     distributed.all_gather_object(each, manifest, group)
     for other in each:
         _compare("method, loader", "the same in every process", each[0], other)
-    sign = folder / f"{_MANIFEST}.{uuid.uuid4().hex}.{_PART}"
     found: list[Any] = [None]
     if distributed.get_rank() == 0:
         try:
-            found = [(_opened(folder, manifest), sign.name)]
-            sign.touch()
+            found = [(_opened(folder, manifest), f"{_MANIFEST}.{uuid.uuid4().hex}.{_PART}")]
+            (folder / found[0][1]).touch()
         except Exception as error:
             found = [error]
     distributed.broadcast_object_list(found, 0, group)
@@ -309,7 +308,7 @@ def _agreed(
     todo, name = found[0]
     # On another machine the same path may be another folder, in which nobody would look for the shards.
     distributed.all_gather_object(each, (folder / name).exists(), group)
-    sign.unlink(missing_ok=True)
+    (folder / name).unlink(missing_ok=True)
     if not all(each):
         got = f"another one in process {each.index(False)}"
         raise ValueError(_checks.complaint("folder", "one that all processes share", got))

@@ -74,10 +74,10 @@ def overlay(
     resized = maps.resize(heatmap, picture.size[::-1])
     colours = Image.fromarray(np.clip(resized.numpy() * 256, 0, 255).astype(np.uint8))
     colours.putpalette(bytes.fromhex(TABLES[colormap]))
-    if picture.mode == "RGB":
-        return Image.blend(picture, colours.convert("RGB"), alpha)
-    blended = Image.blend(picture.convert("RGB"), colours.convert("RGB"), alpha)
-    blended.putalpha(picture.getchannel("A"))
+    opaque = picture.mode == "RGB"
+    blended = Image.blend(picture if opaque else picture.convert("RGB"), colours.convert("RGB"), alpha)
+    if not opaque:
+        blended.putalpha(picture.getchannel("A"))
     return blended
 
 
