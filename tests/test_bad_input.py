@@ -238,6 +238,7 @@ def quantized() -> nn.Module:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "torch.ao.quantization is deprecated", DeprecationWarning)
         warnings.filterwarnings("ignore", "torch.quantize_per_tensor", UserWarning)
+        warnings.filterwarnings("ignore", "Default qconfig of oneDNN", UserWarning)  # on some processors
         model.qconfig = quantization.get_default_qconfig("onednn")
         quantization.prepare(model, inplace=True)
         model(X)

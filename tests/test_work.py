@@ -85,12 +85,14 @@ PROOF = 2 * N
 # For K scores; of the methods that take a number of samples, two.
 EXPECTED: dict[str, Callable[[int], Work]] = {
     **dict.fromkeys(["CAM", "EigenCAM", "KPCACAM", "FEM", "RandomCAM"], lambda k: Work(N, N, 0)),
+    # Through pooling and a linear layer, the gradients of all scores go in one pass.
     **dict.fromkeys(
-        ["GradCAM", "GradCAMPlusPlus", "XGradCAM", "HiResCAM", "LayerCAM", "EigenGradCAM", "FullGrad"],
-        lambda k: Work(N, N, k),
+        ["GradCAM", "GradCAMPlusPlus", "XGradCAM", "HiResCAM", "LayerCAM", "EigenGradCAM"],
+        lambda k: Work(N, N, 1),
     ),
-    "SmoothGradCAMPlusPlus": lambda k: Work(3 * N, 3 * N, 2 * k),
-    "GuidedGradCAM": lambda k: Work(2 * N, 2 * N, 2 * k),
+    "FullGrad": lambda k: Work(N, N, k),
+    "SmoothGradCAMPlusPlus": lambda k: Work(3 * N, 3 * N, 2),
+    "GuidedGradCAM": lambda k: Work(2 * N, 2 * N, 1 + k),
     "ShapleyCAM": lambda k: Work(N, N + PROOF + N, 2 * k),
     "LIFTCAM": lambda k: Work(N, N + PROOF + 2 * N, k),
     # One backward pass for the start, one for how much is conserved, and one a score.
@@ -118,6 +120,31 @@ def test_a_call_makes_no_more_work_than_it_needs(
     method, target = make(name, model), [list(range(scores))] * N
     for _ in range(2):  # with its dry run, and without
         assert counted(monkeypatch, model, lambda: method(x, target)) == EXPECTED[name](scores)
+
+
+@pytest.mark.parametrize(
+    ("head", "expected"),
+    [
+        ([nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(C, 4)], 1),
+        ([nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.LayerNorm(C), nn.Linear(C, 4)], 1),
+        ([nn.ReLU(), nn.AdaptiveAvgPool2d((2, 1)), nn.Flatten(), nn.Linear(2 * C, 5), nn.ReLU()], 1),
+        ([nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(C, 5), nn.Sigmoid()], 3),
+        ([nn.Conv2d(C, 4, 2), nn.AdaptiveAvgPool2d(1), nn.Flatten()], 3),
+    ],
+    ids=["linear", "norm", "two layers", "sigmoid", "convolution"],
+)
+@pytest.mark.parametrize("memory", [torch.contiguous_format, torch.channels_last])
+def test_several_scores_share_a_backward_pass(
+    head: list[nn.Module], expected: int, memory: torch.memory_format, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And have the gradients that each has alone."""
+    model = nn.Sequential(nn.Conv2d(3, C, 3), nn.ReLU(), *head).double().to(memory_format=memory)
+    x, classes = images(Plain).to(memory_format=memory), [[0, 1, 2], [3, 0, 1]]
+    method = camkit.HiResCAM(model, "0")
+    found = []
+    assert counted(monkeypatch, model, lambda: found.append(method(x, classes))) == Work(N, N, expected)
+    alone = [method(x, [row[k] for row in classes]).maps for k in range(3)]
+    torch.testing.assert_close(found[0].maps, torch.stack(alone, 1), rtol=1e-12, atol=1e-15)
 
 
 def test_the_table_has_every_method() -> None:

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -65,9 +65,9 @@ class Evidence:
 
     @cached_property
     def gradient(self) -> torch.Tensor:
-        """dy/dA for each score y, ``(N, K, C, *spatial)``: one backward pass a score, down to the layer.
+        """dy/dA for each score y, ``(N, K, C, *spatial)``, in single precision or better.
 
-        In single precision or better.
+        One backward pass a score, down to the layer; one for all if only pooling and linear layers follow.
 
         Raises:
             ValueError: if the scores do not depend on the layer, or on its tokens beside the grid only.
@@ -228,22 +228,43 @@ def gradients(
     Raises:
         ValueError: if the scores do not depend on it.
     """
-    found = []
-    for k in range(scores.shape[1]):
-        start = torch.zeros_like(scores)
-        start[:, k] = 1
-        more = keep or k + 1 < scores.shape[1]
-        gradient = None
-        if scores.requires_grad:
-            (gradient,) = torch.autograd.grad(
-                scores, wrt, start, retain_graph=more, create_graph=create_graph, allow_unused=True
-            )
-        if gradient is None:
-            source = f"layer {name!r}" if name else "the input"
-            expected = f"a score that depends on {source} through a gradient"
-            raise ValueError(_checks.complaint("target", expected, "one that does not"))
-        found.append(gradient)
-    return torch.stack(found, 1)
+    count = scores.shape[1]
+    derive = partial(torch.autograd.grad, scores, wrt, create_graph=create_graph, allow_unused=True)
+    starts = torch.eye(count, dtype=scores.dtype, device=scores.device)[:, None].expand(-1, *scores.shape)
+    found: torch.Tensor | None = None
+    if scores.requires_grad and count > 1 and not create_graph and _is_plain_head(scores):
+        (found,) = derive(starts, retain_graph=keep, is_grads_batched=True)
+    elif scores.requires_grad:
+        each: list[torch.Tensor | None] = [
+            derive(start, retain_graph=keep or k + 1 < count)[0] for k, start in enumerate(starts)
+        ]
+        made = [gradient for gradient in each if gradient is not None]
+        found = torch.stack(made) if made else None
+    if found is None:
+        source = f"layer {name!r}" if name else "the input"
+        expected = f"a score that depends on {source} through a gradient"
+        raise ValueError(_checks.complaint("target", expected, "one that does not"))
+    return found.transpose(0, 1)
+
+
+# What lies between the last layer and the logits of most networks: the gradients of several scores pass these
+# together, which reads the weights once. Anything else might have no rule for that, or too little memory.
+_PLAIN = {"AccumulateGrad", "AdaptiveAvgPool2D", "Addmm", "AsStrided", "Clone", "Gather", "Mean", "Mm"}
+_PLAIN |= {"NativeLayerNorm", "Permute", "Relu", "Select", "Squeeze", "T", "Unsqueeze", "UnsafeView", "View"}
+
+
+def _is_plain_head(scores: torch.Tensor) -> bool:
+    """Whether all that leads to the scores is known to take the gradients of several at once."""
+    nodes, seen = [scores.grad_fn], set()
+    while nodes:
+        node = nodes.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if type(node).__name__.rstrip("0123456789").removesuffix("Backward") not in _PLAIN:
+            return False
+        nodes += [before for before, _ in node.next_functions]
+    return True
 
 
 def _agree(scores: torch.Tensor, expected: torch.Tensor) -> bool:
