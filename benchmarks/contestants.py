@@ -22,6 +22,8 @@ import camkit
 
 LIBRARIES = ("camkit", "pytorch-grad-cam", "torchcam", "captum")
 CAMKIT, PYTORCH_GRAD_CAM, TORCHCAM, CAPTUM = LIBRARIES
+#: Grad-CAM without any library, in the fewest operations.
+BY_HAND = "by hand"
 #: The class of each method in each library that has it.
 METHODS = {
     "CAM": {CAMKIT: "CAM", TORCHCAM: "CAM"},
@@ -36,7 +38,7 @@ METHODS = {
 HEATMAPS, TEN_CAM, TEN_GRADCAM = "Grad-CAM, heatmaps", "CAM, 10 classes", "Grad-CAM, 10 classes"
 
 
-def network(name: str) -> nn.Module:
+def network(name: str, device: str = "cpu", dtype: torch.dtype = torch.float32) -> nn.Module:
     """A network of torchvision with random parameters, whose activations are of usual size.
 
     Its BatchNorm has the statistics of random images, and a head of zeros, as ViT's is, is drawn at random.
@@ -52,7 +54,7 @@ def network(name: str) -> nn.Module:
     if norms:
         with torch.no_grad():
             model.train()(torch.randn(4, 3, 224, 224))
-    return model.eval()
+    return model.eval().to(device, dtype)
 
 
 def forward(model: nn.Module, x: Tensor) -> Contestant:
@@ -104,6 +106,7 @@ def of_all(model: nn.Module, x: Tensor) -> dict[str, Contestant]:
         if (kind := kinds.get(TORCHCAM)) and (method != "CAM" or pooled):
             found[f"{TORCHCAM}: {method}"] = of_torchcam(kind, model, layer, x)
     found[f"{CAPTUM}: Grad-CAM"] = of_captum(model, layer, x)
+    found[f"{BY_HAND}: Grad-CAM"] = by_hand(model, layer, x)
     return found
 
 
@@ -167,3 +170,33 @@ def of_captum(model: nn.Module, layer: str, x: Tensor) -> Contestant:
         return cam.attribute(x, target=predicted.clone())
 
     return plain(call)
+
+
+def by_hand(model: nn.Module, layer: str, x: Tensor) -> Contestant:
+    """Grad-CAM written out: a pass with a graph from the layer on, and the gradient down to there."""
+    reshape = channels_first(model, layer) or (lambda output: output)
+
+    @contextlib.contextmanager
+    def attached() -> Iterator[Callable[[], object]]:
+        leaves: list[Tensor] = []
+
+        def take(module: nn.Module, args: object, output: Tensor) -> Tensor:
+            leaves.append(output.detach().requires_grad_())
+            torch.set_grad_enabled(True)
+            return leaves[-1].clone()  # what follows may overwrite it
+
+        def call() -> Tensor:
+            leaves.clear()
+            with torch.no_grad():
+                scores = model(x)
+            score = scores.amax(1).sum()
+            gradient, activation = map(reshape, (*torch.autograd.grad(score, leaves[0]), leaves[0].detach()))
+            return (gradient.mean((2, 3), keepdim=True) * activation).sum(1).relu()
+
+        handle = model.get_submodule(layer).register_forward_hook(take)
+        try:
+            yield call
+        finally:
+            handle.remove()
+
+    return attached

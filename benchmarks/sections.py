@@ -32,7 +32,7 @@ from contestants import (
 from PIL import Image
 from pytorch_grad_cam.ablation_layer import AblationLayer
 from pytorch_grad_cam.utils.image import show_cam_on_image
-from timing import Contestant, Race, Spread, interleaved, peak_memory, plain
+from timing import Contestant, Race, Spread, interleaved, on_cuda, on_host, peak_memory, plain
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -44,6 +44,7 @@ Rows = Iterator[tuple[str, dict[str, Any]]]
 IMAGES, BATCH = 256, 16
 #: Overlays in one turn.
 OVERLAYS = 32
+_SUM_ALONE = f"the weighted sum alone, of {OVERLAYS} tensors and colours that are there"
 #: What SS-CAM and IS-CAM average over, a few of them for the time it takes.
 SAMPLES = 2
 
@@ -56,33 +57,37 @@ def environment() -> dict[str, str]:
     waiting = os.environ.get("OMP_WAIT_POLICY", "not set")
     packages = ("torch", "torchvision", CAMKIT, "grad-cam", TORCHCAM, "captum", "numpy", "opencv-python")
     found = {name: _version(name) for name in packages}
-    return {
-        "processor": (names or [platform.processor() or platform.machine()])[0],
-        "cores": str(os.cpu_count()),
-        "threads": f"{torch.get_num_threads()} of torch, OMP_WAIT_POLICY {waiting}",
-        "system": platform.system(),
-        "Python": platform.python_version(),
-    } | {name: number for name, number in found.items() if number}
+    gpu = {"GPU": torch.cuda.get_device_name()} if torch.cuda.is_available() else {}
+    return (
+        gpu
+        | {
+            "processor": (names or [platform.processor() or platform.machine()])[0],
+            "cores": str(os.cpu_count()),
+            "threads": f"{torch.get_num_threads()} of torch, OMP_WAIT_POLICY {waiting}",
+            "system": platform.system(),
+            "Python": platform.python_version(),
+        }
+        | {name: number for name, number in found.items() if number}
+    )
 
 
 def one_pass(given: Namespace) -> Rows:
     """Methods of one pass, in all libraries."""
     for name in given.models:
         for batch in given.batches:
-            model, x = network(name), torch.randn(batch, 3, 224, 224)
-            row = {
-                "model": name,
-                "batch": batch,
-                "layer": camkit.GradCAM(model)(x).layer,
-                "rounds": given.rounds,
-            }
-            row["pooled"] = with_global_pooling(model, x)
-            row |= _against_forward(model, x, of_all(model, x), given.rounds)
-            if not row["pooled"]:  # another network, and a race of its own
-                net = camkit.attach_gap_head(model, 1000).eval()
-                of_net = _against_forward(net, x, of_global_pooling(net, x), given.rounds)
-                row["results"] |= of_net["results"]
-            yield f"{name}, batch {batch}", row
+            yield f"{name}, batch {batch}", _one_pass(name, batch, "cpu", torch.float32, given.rounds)
+
+
+def accelerator(given: Namespace) -> Rows:
+    """The same on a GPU, if there is one, in two types."""
+    if not torch.cuda.is_available():
+        return
+    for batch in given.batches:
+        for name in given.models:
+            for dtype in (torch.float32, torch.bfloat16):
+                row = _one_pass(name, batch, "cuda", dtype, given.rounds)
+                row["dtype"] = str(dtype).removeprefix("torch.")
+                yield f"{name}, batch {batch}, {row['dtype']}", row
 
 
 def many_passes(given: Namespace) -> Rows:
@@ -138,6 +143,8 @@ def overlays(given: Namespace) -> Rows:
     def overlays_of(shown: Sequence[Any]) -> Contestant:
         return plain(lambda: [camkit.overlay(s, h) for s, h in zip(shown, heatmaps, strict=True)])
 
+    colours = torch.rand_like(images)
+
     def one_by_one() -> object:
         return [camkit.blend(i, h) for i, h in zip(images, heatmaps, strict=True)]
 
@@ -149,6 +156,7 @@ def overlays(given: Namespace) -> Rows:
                 f"camkit.blend, {OVERLAYS} tensors at once": plain(lambda: camkit.blend(images, heatmaps)),
                 "camkit.blend, one by one": plain(one_by_one),
                 "camkit.overlay, to pictures": overlays_of(arrays),
+                _SUM_ALONE: plain(lambda: torch.lerp(images, colours, 0.5)),
             },
         ),
     }
@@ -156,7 +164,12 @@ def overlays(given: Namespace) -> Rows:
         race = interleaved(plain(theirs), ours, max(given.rounds, 10))
         cpu, wall = (seconds / OVERLAYS * 1000 for seconds in (race.baseline.cpu, race.baseline.wall))
         lines = [
-            _line(f"{name}, {what}", _inverse(r.cpu), _inverse(r.wall), at_least=5.0)
+            _line(
+                f"{name}, {what}",
+                _inverse(r.cpu),
+                _inverse(r.wall),
+                at_least=None if name == _SUM_ALONE else 5.0,
+            )
             for name, r in race.ratios.items()
         ]
         by = f"{what}: how many times as fast as show_cam_on_image, {cpu:.2f} ms of CPU, {wall:.2f} of wall"
@@ -217,6 +230,7 @@ def dataset(given: Namespace) -> Rows:
 #: The sections by name.
 SECTIONS: dict[str, Callable[[Namespace], Rows]] = {
     "one-pass": one_pass,
+    "accelerator": accelerator,
     "many-passes": many_passes,
     "overlays": overlays,
     "import": imports,
@@ -224,14 +238,29 @@ SECTIONS: dict[str, Callable[[Namespace], Rows]] = {
 }
 
 
+def _one_pass(name: str, batch: int, device: str, dtype: torch.dtype, rounds: int) -> dict[str, Any]:
+    """All libraries on a network."""
+    model = network(name, device, dtype)
+    x = torch.randn(batch, 3, 224, 224).to(device, dtype)
+    row = {"model": name, "batch": batch, "layer": camkit.GradCAM(model)(x).layer, "rounds": rounds}
+    row["pooled"] = with_global_pooling(model, x)
+    row |= _against_forward(model, x, of_all(model, x), rounds)
+    if not row["pooled"]:  # another network, and a race of its own
+        net = camkit.attach_gap_head(model, 1000).eval().to(device, dtype)
+        row["results"] |= _against_forward(net, x, of_global_pooling(net, x), rounds)["results"]
+    return row
+
+
 def _against_forward(
     model: nn.Module, x: Tensor, contestants: dict[str, Contestant], rounds: int
 ) -> dict[str, Any]:
     """Ratios of times and of peak memory to a forward pass in inference mode."""
-    race, memory = interleaved(forward(model, x), contestants, rounds), peak_memory(forward(model, x))
+    clock, baseline = on_cuda if x.is_cuda else on_host, forward(model, x)
+    race, memory = interleaved(baseline, contestants, rounds, clock), peak_memory(baseline, clock)
     results: dict[str, dict[str, Any]] = {name: {"raised": reason} for name, reason in race.raised.items()}
     for name, ratios in race.ratios.items():
-        results[name] = dataclasses.asdict(ratios) | {"memory": peak_memory(contestants[name]) / memory}
+        used = peak_memory(contestants[name], clock)
+        results[name] = dataclasses.asdict(ratios) | {"memory": used / memory}
     return {"forward": dataclasses.asdict(race.baseline) | {"memory": memory}, "results": results}
 
 

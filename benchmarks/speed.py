@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 MODELS = ("resnet18", "resnet50", "vgg16", "alexnet", "densenet121", "efficientnet_b0", "vit_b_16", "swin_t")
-SECTIONS = ("one-pass", "many-passes", "overlays", "import", "dataset")
+SECTIONS = ("one-pass", "accelerator", "many-passes", "overlays", "import", "dataset")
 
 
 def arguments() -> argparse.Namespace:

@@ -1,4 +1,4 @@
-"""Measuring in turn: CPU time, wall time and peak memory, as ratios to one baseline."""
+"""Measuring in turn: time and peak memory, as ratios to one baseline."""
 
 import gc
 import math
@@ -9,13 +9,12 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
+import torch
 from torch.profiler import ProfilerActivity, profile
 
 #: Gives what is timed. What entering and leaving it does (hooks, gradients that are left) is not timed.
 Contestant = Callable[[], AbstractContextManager[Callable[[], object]]]
 
-# A turn is as many calls as the baseline makes in this time, in seconds.
-_TURN = 0.05
 # So many others to one turn of the baseline.
 _OTHERS = 7
 # Seconds in which threads that the one before has left spinning, as OpenBLAS does, fall asleep.
@@ -41,10 +40,14 @@ class Spread:
 
 @dataclass(frozen=True)
 class Seconds:
-    """How long one call took."""
+    """How long one call took, by the processor's time and by the clock on the wall or the device's own."""
 
     cpu: float
     wall: float
+
+
+#: Times a number of calls, and gives what one of them took.
+Clock = Callable[[Callable[[], object], int], Seconds]
 
 
 @dataclass(frozen=True)
@@ -75,21 +78,69 @@ def plain(call: Callable[[], object]) -> Contestant:
     return lambda: nullcontext(call)
 
 
-def interleaved(baseline: Contestant, contestants: Mapping[str, Contestant], rounds: int) -> Race:
+def on_host(call: Callable[[], object], calls: int) -> Seconds:
+    """By the host's clocks, after a pause."""
+    time.sleep(_PAUSE)
+    if calls > 1:
+        call()  # of short calls, waking up would be a part
+    cpu, wall = time.process_time(), time.perf_counter()
+    for _ in range(calls):
+        call()
+    return Seconds((time.process_time() - cpu) / calls, (time.perf_counter() - wall) / calls)
+
+
+def on_cuda(call: Callable[[], object], calls: int) -> Seconds:
+    """By CUDA events before the first call and after the last."""
+    call()
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    cpu = time.process_time()
+    begin.record()
+    for _ in range(calls):
+        call()
+    end.record()
+    end.synchronize()
+    return Seconds((time.process_time() - cpu) / calls, begin.elapsed_time(end) / 1000 / calls)
+
+
+# A turn is as many calls as the baseline makes in this time, in seconds.
+_TURN = {on_host: 0.2, on_cuda: 0.03}
+
+
+def interleaved(
+    baseline: Contestant,
+    contestants: Mapping[str, Contestant],
+    rounds: int,
+    clock: Clock = on_host,
+) -> Race:
     """Runs all in turn, in every round in another order.
 
     The baseline has several turns in a round, the median of which is the round's. Garbage is collected before
-    each turn, after a pause.
+    each turn.
 
     Args:
         baseline: what the others are divided by.
         contestants: the others. One that raises when it warms up is left out of the rounds.
         rounds: how many rounds.
+        clock: what they are timed by.
     """
-    raised = {name: reason for name, one in contestants.items() if (reason := _warm_up(one))}
+
+    def turn(contestant: Contestant, calls: int) -> Seconds:
+        with contestant() as call:
+            gc.collect()
+            return clock(call, calls)
+
+    def warm_up(contestant: Contestant) -> str:
+        """Why it raises; empty if it does not."""
+        try:
+            turn(contestant, 1)
+        except Exception as error:  # a peer's, whatever it is
+            return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+        return ""
+
+    raised = {name: reason for name, one in contestants.items() if (reason := warm_up(one))}
     running = {name: one for name, one in contestants.items() if name not in raised}
-    _turn(baseline, 1)
-    calls = max(1, math.ceil(_TURN / _turn(baseline, 1).wall))
+    turn(baseline, 1)
+    calls = max(1, math.ceil(_TURN[clock] / turn(baseline, 1).wall))
     turns = [None] * (1 + len(running) // _OTHERS) + list(running)
     taken: list[Seconds] = []
     cpu: dict[str, list[float]] = {name: [] for name in running}
@@ -102,9 +153,9 @@ def interleaved(baseline: Contestant, contestants: Mapping[str, Contestant], rou
         others: dict[str, Seconds] = {}
         for name in turns:
             if name is None:
-                own.append(_turn(baseline, calls))
+                own.append(turn(baseline, calls))
             else:
-                others[name] = _turn(running[name], calls)
+                others[name] = turn(running[name], calls)
         taken.append(_median(own))
         for name, seconds in others.items():
             cpu[name].append(seconds.cpu / taken[-1].cpu)
@@ -114,11 +165,11 @@ def interleaved(baseline: Contestant, contestants: Mapping[str, Contestant], rou
     return Race(_median(taken), ratios, raised)
 
 
-def peak_memory(contestant: Contestant) -> int:
+def peak_memory(contestant: Contestant, clock: Clock = on_host) -> int:
     """The most bytes of new tensors that were alive at once in a call, after another one to warm up.
 
     They are what torch's allocator was asked for; what libraries allocate elsewhere (NumPy) is not in it, nor
-    are the parameters and the input, which were there before.
+    are the parameters and the input, which were there before. On a GPU the workspaces of its libraries are.
     """
     with contestant() as call:
         call()
@@ -126,8 +177,19 @@ def peak_memory(contestant: Contestant) -> int:
         contestant() as call
     ):  # with nothing left of the first, whose end would count as memory that is freed
         gc.collect()
-        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
-            call()
+        return _peak_on_cuda(call) if clock is on_cuda else _peak_on_host(call)
+
+
+def _peak_on_cuda(call: Callable[[], object]) -> int:
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    call()
+    return torch.cuda.max_memory_allocated() - before
+
+
+def _peak_on_host(call: Callable[[], object]) -> int:
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
+        call()
     events = profiled.profiler.kineto_results.events()
     changes = [(event.start_ns(), event.nbytes()) for event in events if event.name() == "[memory]"]
     alive = peak = 0
@@ -135,28 +197,6 @@ def peak_memory(contestant: Contestant) -> int:
         alive += change
         peak = max(peak, alive)
     return peak
-
-
-def _turn(contestant: Contestant, calls: int) -> Seconds:
-    with contestant() as call:
-        gc.collect()
-        time.sleep(_PAUSE)
-        if calls > 1:
-            call()  # of short calls, waking up would be a part
-        cpu, wall = time.process_time(), time.perf_counter()
-        for _ in range(calls):
-            call()
-        cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
-    return Seconds(cpu / calls, wall / calls)
-
-
-def _warm_up(contestant: Contestant) -> str:
-    """Why it raises; empty if it does not."""
-    try:
-        _turn(contestant, 1)
-    except Exception as error:  # a peer's, whatever it is
-        return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
-    return ""
 
 
 def _median(seconds: list[Seconds]) -> Seconds:
