@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
-from contestants import CAMKIT, HEATMAPS, LIBRARIES, METHODS, TEN_CAM, TEN_GRADCAM
+from contestants import BY_HAND, CAMKIT, HEATMAPS, LIBRARIES, METHODS, TEN_CAM, TEN_GRADCAM
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
@@ -13,6 +13,7 @@ from matplotlib import pyplot as plt
 Row = Mapping[str, Any]
 
 _OURS = [*METHODS, HEATMAPS, TEN_CAM, TEN_GRADCAM]
+_GRADCAM = {library: f"{library}: Grad-CAM" for library in (*LIBRARIES, BY_HAND)}
 _GRADIENTS = ("Grad-CAM", "Grad-CAM++", "XGrad-CAM", "HiResCAM", "LayerCAM")
 _LARGE_HEADS = ("vgg16", "alexnet")
 _NAMES = {
@@ -43,20 +44,21 @@ float32.
 """
 
 _MISSED = """
-What is missed, and why, with numbers that were measured apart, on the same machine, on 2026-11-24:
+What is missed, and why:
 
-- **Short passes.** camkit's own work is 1 to 2 ms a call: it looks at every module and every parameter,
-  at the images' range, keeps the random states, and CAM checks its map against the logits. Of the
-  17 ms of AlexNet's trunk that is more than 5%. Ten gradients read the linear layer ten times.
+- **Short passes.** A call looks at every module and at the images' range, keeps the random states (NumPy's
+  takes longest), and CAM checks its map against the logits: work that does not grow with the network, and of
+  which the shortest passes show the most.
 - **AlexNet, one image.** Its head holds 96% of its weights; to read them is what the pass costs, and a
-  gradient reads them once more. Written out by hand, without any library, Grad-CAM took 1.37 passes
-  where camkit took 1.42; of eight images both took 1.36.
+  gradient reads them once more. The column "by hand" is Grad-CAM without any library, in the fewest
+  operations that there are: what no library can be below.
 - **The memory of ViT.** A transformer's memory is flat over its blocks, so that the graph of the last
-  one, which a gradient needs, is much of it. With its parameters frozen it is 1.46.
-- **Overlays of tensors.** To look up three channels takes torch longer than a fifth of what the peer
-  takes for all. Of pictures the peer's threads take twice the CPU time that the clock shows.
+  one, which a gradient needs, is much of it: see "by hand" again.
+- **Overlays of tensors.** Their table has the weighted sum of pictures and colours alone, in one operation
+  of torch; the colours of a heatmap are still to be looked up then. Of pictures the peer's threads take
+  twice the CPU time that the clock shows.
 
-Ablation-CAM does not run channels that are zero anyway: of VGG16's 512 here 26.
+Ablation-CAM does not run channels that are zero anyway.
 """
 
 _ONE_PASS = """
@@ -74,16 +76,25 @@ new tensors in a call, without parameters and input, by torch's profiler; what N
 not in it.
 """
 
+_ACCELERATOR = """
+The same libraries and calls, on the GPU, by CUDA events before the first call of a turn and after the
+last: where the GPU waits for Python, Python's time is what they show, as for most of these networks
+with few images. Peak memory is what torch's allocator had given out at most, the workspaces of cuDNN
+with it. There are no targets for these numbers.
+"""
+
 
 def write(results: Mapping[str, Mapping[str, Row]], folder: Path) -> None:
     """Writes ``RESULTS.md`` and, if there is something to show, ``results.png``."""
-    passes = results.get("one-pass", {})
-    rows = sorted(passes.values(), key=lambda row: (list(_NAMES).index(row["model"]), row["batch"]))
+    rows = _sorted(results.get("one-pass", {}))
+    on_gpu = _sorted(results.get("accelerator", {}))
     parts = [_INTRODUCTION, *_environments(results), *_targets(rows, results), _MISSED]
     if rows:
         plot(rows, folder / "results.png")
         parts += ["## Methods of one pass", "![Grad-CAM of four libraries](results.png)", _ONE_PASS.strip()]
         parts += _one_pass(rows)
+    if on_gpu:
+        parts += ["## On a GPU", _ACCELERATOR.strip(), *_accelerator(on_gpu)]
     for name, title in (
         ("many-passes", "Methods of many passes"),
         ("overlays", "Overlays, 224 × 224"),
@@ -94,6 +105,10 @@ def write(results: Mapping[str, Mapping[str, Row]], folder: Path) -> None:
             parts += [f"## {title}", *_lines(results[name].values())]
     text = "\n\n".join(part.strip() for part in parts)
     (folder / "RESULTS.md").write_text(text + "\n")
+
+
+def _sorted(rows: Mapping[str, Row]) -> list[Row]:
+    return sorted(rows.values(), key=lambda row: (list(_NAMES).index(row["model"]), row["batch"]))
 
 
 def plot(rows: list[Row], path: Path) -> None:
@@ -237,8 +252,7 @@ def _one_pass(rows: list[Row]) -> Iterator[str]:
     reasons: list[str] = []
     for measure, title in (("cpu", "CPU time"), ("wall", "Wall time"), ("memory", "Peak memory")):
         yield f"### {title}: Grad-CAM"
-        columns = {library: f"{library}: Grad-CAM" for library in LIBRARIES}
-        yield _table(rows, columns, measure, reasons)
+        yield _table(rows, _GRADCAM, measure, reasons)
     for measure, title in (("cpu", "CPU time"), ("wall", "Wall time"), ("memory", "Peak memory")):
         for library in LIBRARIES[:-1]:  # the last has Grad-CAM only
             methods = _OURS if library == CAMKIT else [m for m, kinds in METHODS.items() if library in kinds]
@@ -246,6 +260,26 @@ def _one_pass(rows: list[Row]) -> Iterator[str]:
             yield _table(rows, {method: f"{library}: {method}" for method in methods}, measure, reasons)
     yield "### One forward pass"
     yield _forward_passes(rows)
+    yield from _reasons(reasons)
+
+
+def _accelerator(rows: list[Row]) -> Iterator[str]:
+    """The tables of a GPU, of each type."""
+    reasons: list[str] = []
+    for dtype in sorted({row["dtype"] for row in rows}, reverse=True):
+        chosen = [row for row in rows if row["dtype"] == dtype]
+        yield f"### {dtype}, time: Grad-CAM"
+        yield _table(chosen, _GRADCAM, "wall", reasons)
+        yield f"### {dtype}, time: camkit"
+        yield _table(chosen, {method: f"{CAMKIT}: {method}" for method in _OURS}, "wall", reasons)
+        yield f"### {dtype}, peak memory: Grad-CAM"
+        yield _table(chosen, _GRADCAM, "memory", reasons)
+        yield f"### {dtype}, one forward pass"
+        yield _forward_passes(chosen)
+    yield from _reasons(reasons)
+
+
+def _reasons(reasons: list[str]) -> Iterator[str]:
     if reasons:
         yield "### What raises"
         yield "\n".join(f"{n}. {reason}" for n, reason in enumerate(reasons, 1))
@@ -280,11 +314,11 @@ def _cell(row: Row, method: str, name: str, measure: str, reasons: list[str]) ->
 
 
 def _forward_passes(rows: list[Row]) -> str:
-    """What the ratios are of."""
+    """What the ratios are of; on a GPU the wall time is that of its events."""
     lines = ["| network, batch | layer | CPU, ms | wall, ms | peak memory, MiB | rounds |", "|---" * 6 + "|"]
     for row in rows:
         taken = row["forward"]
-        numbers = f"{1000 * taken['cpu']:.1f} | {1000 * taken['wall']:.1f} | {taken['memory'] / 2**20:.1f}"
+        numbers = f"{1000 * taken['cpu']:.2f} | {1000 * taken['wall']:.2f} | {taken['memory'] / 2**20:.1f}"
         name = f"{_NAMES[row['model']]}, {row['batch']}"
         lines.append(f"| {name} | `{row['layer']}` | {numbers} | {row['rounds']} |")
     return "\n".join(lines)

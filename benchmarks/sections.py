@@ -116,7 +116,11 @@ def many_passes(given: Namespace) -> Rows:
     if "vgg16" in given.models:
         model = network("vgg16")
         method = camkit.AblationCAM(model, "features")
-        ours = {"camkit AblationCAM, VGG16 features: 512 channels": explained(method, x)}
+        with torch.inference_mode():
+            zero = int((model.features(x).amax((0, 2, 3)) == 0).sum())
+        ours = {
+            f"camkit AblationCAM, VGG16 features: 512 channels, {zero} of them zero": explained(method, x)
+        }
         by = f"its head on 512 images, {method.chunk_size} at a time, and one forward pass"
         lines = _lines(interleaved(_head_of_vgg(model, x, method.chunk_size), ours, rounds), [1.0])
         yield "ablation, vgg16", {"by": by, "lines": lines}

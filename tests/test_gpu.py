@@ -60,7 +60,8 @@ def test_every_family(name: str, family: str) -> None:
     before = fingerprint(there)
     explained = explainer(name, family, there)(x.cuda(), 0)
     assert fingerprint(there) == before
-    same(explained.maps, expected.maps)
+    # torch's hardswish and hardsigmoid divide by six in single precision there.
+    same(explained.maps, expected.maps, 1e-4 if family == "mobilenet_v3_small" else 1e-8)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

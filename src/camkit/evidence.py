@@ -81,7 +81,8 @@ class Evidence:
         count, targets = raw.shape[:2]
         flat = layout.channels_first(raw.flatten(0, 1))
         result = maps.wide(flat.reshape(count, targets, *flat.shape[1:]))
-        if raw.any():  # a head of zeros, as torchvision's untrained ViTs have, has no gradient anywhere
+        # A head of zeros, as torchvision's untrained ViTs have, has no gradient anywhere.
+        if layout.prefix + layout.suffix and raw.any():
             self.require_reach(result)
         return result
 
