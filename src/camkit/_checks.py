@@ -76,7 +76,7 @@ def batch(modules: Sequence[nn.Module], x: torch.Tensor) -> None:
     if x.numel() == 0:
         raise ValueError(complaint("x", "a batch that is not empty", f"shape {shape_of(x)}"))
     # The sum tells most quickly; it may overflow by itself.
-    if not math.isfinite(x.sum()) and not x.isfinite().all():
+    if not math.isfinite(x.sum().item()) and not x.isfinite().all():
         raise ValueError(complaint("x", "finite values", "NaN or infinity"))
     expected = next(
         (ndim for m in modules for kind, ndim in _CONVOLUTIONS.items() if isinstance(m, kind)),
