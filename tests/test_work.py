@@ -147,6 +147,24 @@ def test_several_scores_share_a_backward_pass(
     torch.testing.assert_close(found[0].maps, torch.stack(alone, 1), rtol=1e-12, atol=1e-15)
 
 
+def test_a_users_hook_on_the_way_has_its_numbers() -> None:
+    """Which several gradients that pass together have not."""
+
+    class Watched(Plain):
+        def forward(self, x: Tensor) -> Tensor:
+            features = self.features(x)
+            if features.requires_grad:
+                features.register_hook(lambda gradient: seen.append(gradient.sum().item()))
+            return self.fc(features.mean((2, 3)))  # type: ignore[no-any-return]
+
+    seen: list[float] = []
+    x, method = images(Plain), camkit.GradCAM(tiny(Watched))
+    found = method(x, [[0, 1, 2], [3, 0, 1]]).maps
+    assert len(seen) == 3
+    alone = [method(x, [[0, 1, 2][k], [3, 0, 1][k]]).maps for k in range(3)]
+    torch.testing.assert_close(found, torch.stack(alone, 1))
+
+
 def test_the_table_has_every_method() -> None:
     assert EXPECTED.keys() == camkit.METHODS.keys()
 

@@ -1,7 +1,7 @@
 """What one forward pass gives a method."""
 
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any
@@ -234,8 +234,9 @@ def gradients(
     starts = torch.eye(count, dtype=scores.dtype, device=scores.device)[:, None].expand(-1, *scores.shape)
     found: torch.Tensor | None = None
     if scores.requires_grad and count > 1 and not create_graph and _is_plain_head(scores):
-        (found,) = derive(starts, retain_graph=keep, is_grads_batched=True)
-    elif scores.requires_grad:
+        with suppress(RuntimeError):  # of a user's hook on the way, which asks for numbers
+            (found,) = derive(starts, retain_graph=True, is_grads_batched=True)
+    if scores.requires_grad and found is None:
         each: list[torch.Tensor | None] = [
             derive(start, retain_graph=keep or k + 1 < count)[0] for k, start in enumerate(starts)
         ]
