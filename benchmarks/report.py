@@ -49,14 +49,15 @@ What is missed, and why:
 - **Short passes.** A call looks at every module and at the images' range, keeps the random states (NumPy's
   takes longest), and CAM checks its map against the logits: work that does not grow with the network, and of
   which the shortest passes show the most.
-- **AlexNet, one image.** Its head holds 96% of its weights; to read them is what the pass costs, and a
+- **AlexNet.** Its head holds 96% of its weights; to read them is what the pass costs, and a
   gradient reads them once more. The column "by hand" is Grad-CAM without any library, in the fewest
   operations that there are: what no library can be below.
 - **The memory of ViT.** A transformer's memory is flat over its blocks, so that the graph of the last
   one, which a gradient needs, is much of it: see "by hand" again.
 - **Overlays of tensors.** Their table has the weighted sum of pictures and colours alone, in one operation
-  of torch; the colours of a heatmap are still to be looked up then. Of pictures the peer's threads take
-  twice the CPU time that the clock shows.
+  of torch; the colours of a heatmap are still to be looked up then. Much is also the price of new memory,
+  which differs between virtual machines: on another, on 2026-11-24, pictures were 5.7 times as fast as the
+  peer's, and 32 tensors at once 2.9 times. The peer's threads take twice the CPU time that the clock shows.
 
 Ablation-CAM does not run channels that are zero anyway.
 """
@@ -315,12 +316,13 @@ def _cell(row: Row, method: str, name: str, measure: str, reasons: list[str]) ->
 
 def _forward_passes(rows: list[Row]) -> str:
     """What the ratios are of; on a GPU the wall time is that of its events."""
-    lines = ["| network, batch | layer | CPU, ms | wall, ms | peak memory, MiB | rounds |", "|---" * 6 + "|"]
+    columns = ("network, batch", "layer", "CPU, ms", "wall, ms", "peak memory, MiB", "rounds", "measured")
+    lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
     for row in rows:
         taken = row["forward"]
         numbers = f"{1000 * taken['cpu']:.2f} | {1000 * taken['wall']:.2f} | {taken['memory'] / 2**20:.1f}"
         name = f"{_NAMES[row['model']]}, {row['batch']}"
-        lines.append(f"| {name} | `{row['layer']}` | {numbers} | {row['rounds']} |")
+        lines.append(f"| {name} | `{row['layer']}` | {numbers} | {row['rounds']} | {row['date']} |")
     return "\n".join(lines)
 
 
