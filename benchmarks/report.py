@@ -46,12 +46,11 @@ float32.
 _MISSED = """
 What is missed, and why:
 
-- **Short passes.** A call looks at every module and at the images' range, keeps the random states (NumPy's
-  takes longest), and CAM checks its map against the logits: work that does not grow with the network, and of
-  which the shortest passes show the most.
+- **Short passes.** A call looks at every module and at the images' sum, keeps the random states, and CAM
+  checks its map against the logits: little work, of which the shortest passes show the most.
 - **AlexNet.** Its head holds 96% of its weights; to read them is what the pass costs, and a
-  gradient reads them once more. The column "by hand" is Grad-CAM without any library, in the fewest
-  operations that there are: what no library can be below.
+  gradient reads them once more. The column "by hand" is Grad-CAM without any library and without
+  checks: about what no library can be below, up to noise.
 - **The memory of ViT.** A transformer's memory is flat over its blocks, so that the graph of the last
   one, which a gradient needs, is much of it: see "by hand" again.
 - **Overlays of tensors.** Their table has the weighted sum of pictures and colours alone, in one operation
@@ -274,7 +273,7 @@ def _accelerator(rows: list[Row]) -> Iterator[str]:
         yield f"### {dtype}, time: camkit"
         yield _table(chosen, {method: f"{CAMKIT}: {method}" for method in _OURS}, "wall", reasons)
         yield f"### {dtype}, peak memory: Grad-CAM"
-        yield _table(chosen, _GRADCAM, "memory", reasons)
+        yield _table(chosen, _GRADCAM, "memory", reasons, targets=False)
         yield f"### {dtype}, one forward pass"
         yield _forward_passes(chosen)
     yield from _reasons(reasons)
@@ -286,11 +285,14 @@ def _reasons(reasons: list[str]) -> Iterator[str]:
         yield "\n".join(f"{n}. {reason}" for n, reason in enumerate(reasons, 1))
 
 
-def _table(rows: list[Row], columns: Mapping[str, str], measure: str, reasons: list[str]) -> str:
+def _table(
+    rows: list[Row], columns: Mapping[str, str], measure: str, reasons: list[str], *, targets: bool = True
+) -> str:
     """Rows of networks; what misses its target is bold, what raises has a number in the list of reasons."""
     lines = [f"| network, batch | {' | '.join(columns)} |", "|---" * (1 + len(columns)) + "|"]
     for row in rows:
         cells = [_cell(row, method, name, measure, reasons) for method, name in columns.items()]
+        cells = cells if targets else [cell.strip("*") for cell in cells]
         star = "" if row["pooled"] else "*"
         lines.append(f"| {_NAMES[row['model']]}{star}, {row['batch']} | {' | '.join(cells)} |")
     return "\n".join(lines)

@@ -90,8 +90,9 @@ def on_host(call: Callable[[], object], calls: int) -> Seconds:
 
 
 def on_cuda(call: Callable[[], object], calls: int) -> Seconds:
-    """By CUDA events before the first call and after the last."""
+    """By CUDA events before the first call and after the last, one after another without a pause."""
     call()
+    torch.cuda.synchronize()
     begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     cpu = time.process_time()
     begin.record()

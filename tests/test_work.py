@@ -147,6 +147,83 @@ def test_several_scores_share_a_backward_pass(
     torch.testing.assert_close(found[0].maps, torch.stack(alone, 1), rtol=1e-12, atol=1e-15)
 
 
+def test_many_scores_share_a_few_backward_passes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sixteen at most a pass, which bounds the memory of what lies between."""
+    model = nn.Sequential(
+        nn.Conv2d(3, C, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(C, 40)
+    ).double()
+    method, x = camkit.HiResCAM(model, "0"), images(Plain)
+    found = []
+    work = counted(monkeypatch, model, lambda: found.append(method(x, [list(range(33))] * N)))
+    assert work == Work(N, N, 3)
+    for k in (0, 15, 16, 32):
+        torch.testing.assert_close(found[0].maps[:, k], method(x, k).maps)
+
+
+class NoGradient(torch.autograd.Function):
+    """Hands on a gradient by none at all, where that is zero."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor | None:  # type: ignore[override]
+        return gradient.view(-1).view_as(gradient) if gradient[:, 0].any() else None
+
+
+class Relu(torch.autograd.Function):
+    """A user's own, with the name of one of torch's: its gradient is twice what arrives."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.relu()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
+        return torch.from_numpy(2 * gradient.numpy())
+
+
+def test_functions_and_hooks_of_the_users_are_called_for_each_score(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Own(Plain):
+        def forward(self, x: Tensor) -> Tensor:
+            scores = Relu.apply(super().forward(x)) + 1
+            if scores.requires_grad:
+                scores.register_hook(lambda gradient: gradient.mul_(3))
+            return scores  # type: ignore[no-any-return]
+
+    model, x = tiny(Own), images(Plain)[:1]
+    nn.init.constant_(model.fc.bias, 5.0)  # every score is positive
+    method = camkit.HiResCAM(model)
+    found = []
+    assert counted(monkeypatch, model, lambda: found.append(method(x, lambda y: y))) == Work(1, 1, 4)
+    activation = model.features(x).detach()
+    weights = model.fc.weight.detach()[None, :, :, None, None] / activation[0, 0].numel()
+    expected = 6 * weights * activation[:, None]
+    torch.testing.assert_close(found[0].maps, expected.sum(2))
+
+
+def test_a_score_without_a_gradient_among_others_is_named() -> None:
+    class Own(Plain):
+        def forward(self, x: Tensor) -> Tensor:
+            return NoGradient.apply(super().forward(x))  # type: ignore[no-any-return, no-untyped-call]
+
+    with pytest.raises(
+        ValueError, match="^target: expected a score that depends on layer 'features' through"
+    ):
+        camkit.GradCAM(tiny(Own))(images(Plain), [[0, 1], [0, 1]])
+
+
+def test_nothing_is_reported_in_anomaly_mode(recwarn: pytest.WarningsRecorder) -> None:
+    method, x = camkit.GradCAM(tiny(Plain)), images(Plain)
+    expected = method(x, [[0, 1], [0, 1]]).maps
+    with torch.autograd.set_detect_anomaly(True):
+        torch.testing.assert_close(method(x, [[0, 1], [0, 1]]).maps, expected)
+    assert not [w for w in recwarn if "Error detected" in str(w.message)]
+
+
 def test_a_users_hook_on_the_way_has_its_numbers() -> None:
     """Which several gradients that pass together have not."""
 

@@ -1,5 +1,6 @@
 """What one forward pass gives a method."""
 
+import re
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
@@ -67,7 +68,8 @@ class Evidence:
     def gradient(self) -> torch.Tensor:
         """dy/dA for each score y, ``(N, K, C, *spatial)``, in single precision or better.
 
-        One backward pass a score, down to the layer; one for all if only pooling and linear layers follow.
+        One backward pass a score, down to the layer; or one for many, if average pooling, linear layers and
+        ReLUs are all that follows: hooks of the user's on the way see them together then.
 
         Raises:
             ValueError: if the scores do not depend on the layer, or on its tokens beside the grid only.
@@ -231,39 +233,55 @@ def gradients(
     """
     count = scores.shape[1]
     derive = partial(torch.autograd.grad, scores, wrt, create_graph=create_graph, allow_unused=True)
-    starts = torch.eye(count, dtype=scores.dtype, device=scores.device)[:, None].expand(-1, *scores.shape)
-    found: torch.Tensor | None = None
-    if scores.requires_grad and count > 1 and not create_graph and _is_plain_head(scores):
-        with suppress(RuntimeError):  # of a user's hook on the way, which asks for numbers
-            (found,) = derive(starts, retain_graph=True, is_grads_batched=True)
-    if scores.requires_grad and found is None:
-        each: list[torch.Tensor | None] = [
-            derive(start, retain_graph=keep or k + 1 < count)[0] for k, start in enumerate(starts)
-        ]
-        made = [gradient for gradient in each if gradient is not None]
-        found = torch.stack(made) if made else None
-    if found is None:
+
+    def starts(some: range) -> torch.Tensor:
+        # New each time: a hook may edit them.
+        found = scores.new_zeros(len(some), *scores.shape)
+        for place, k in enumerate(some):
+            found[place, :, k] = 1
+        return found
+
+    def derived(some: range) -> list[torch.Tensor | None]:
+        together: torch.Tensor | None
+        if len(some) > 1:
+            with suppress(RuntimeError):  # such as that of a user's hook on the way, which asks for numbers
+                (together,) = derive(starts(some), retain_graph=True, is_grads_batched=True)
+                return [None] if together is None else list(together)
+        return [derive(starts(range(k, k + 1))[0], retain_graph=keep or k + 1 < count)[0] for k in some]
+
+    each: list[torch.Tensor | None] = [None]
+    if scores.requires_grad:
+        size = 1 if create_graph or not _is_plain_head(scores) else _TOGETHER
+        each = [g for k in range(0, count, size) for g in derived(range(k, min(k + size, count)))]
+    found = [gradient for gradient in each if gradient is not None]
+    if len(found) < count:
         source = f"layer {name!r}" if name else "the input"
         expected = f"a score that depends on {source} through a gradient"
         raise ValueError(_checks.complaint("target", expected, "one that does not"))
-    return found.transpose(0, 1)
+    return torch.stack(found, 1)
 
 
+# So many scores are derived together at most, for the memory of what lies between.
+_TOGETHER = 16
 # What lies between the last layer and the logits of most networks: the gradients of several scores pass these
-# together, which reads the weights once. Anything else might have no rule for that, or too little memory.
-_PLAIN = {"AccumulateGrad", "AdaptiveAvgPool2D", "Addmm", "AsStrided", "Clone", "Gather", "Mean", "Mm"}
-_PLAIN |= {"NativeLayerNorm", "Permute", "Relu", "Select", "Squeeze", "T", "Unsqueeze", "UnsafeView", "View"}
+# together, which reads the weights once. Anything else might have no rule for that.
+_PLAIN = {"AdaptiveAvgPool2D", "Addmm", "AsStrided", "Clone", "Gather", "Mean", "Mm", "NativeLayerNorm"}
+_PLAIN |= {"Permute", "Relu", "Select", "Squeeze", "T", "Unsqueeze", "UnsafeView", "View"}
 
 
 def _is_plain_head(scores: torch.Tensor) -> bool:
     """Whether all that leads to the scores is known to take the gradients of several at once."""
+    if torch.is_anomaly_enabled():  # which looks at the numbers of each
+        return False
     nodes, seen = [scores.grad_fn], set()
     while nodes:
         node = nodes.pop()
         if node is None or node in seen:
             continue
         seen.add(node)
-        if type(node).__name__.rstrip("0123456789").removesuffix("Backward") not in _PLAIN:
+        # torch's own have a number at the end, and a user's functions have not.
+        kind = re.fullmatch(r"(\w+)Backward\d", type(node).__name__)
+        if type(node).__name__ != "AccumulateGrad" and (kind is None or kind[1] not in _PLAIN):
             return False
         nodes += [before for before, _ in node.next_functions]
     return True
