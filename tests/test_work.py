@@ -168,7 +168,7 @@ class NoGradient(torch.autograd.Function):
         return x.clone()
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor | None:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> Tensor | None:
         return gradient.view(-1).view_as(gradient) if gradient[:, 0].any() else None
 
 
@@ -180,7 +180,7 @@ class Relu(torch.autograd.Function):
         return x.relu()
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
         return torch.from_numpy(2 * gradient.numpy())
 
 
@@ -208,7 +208,7 @@ def test_functions_and_hooks_of_the_users_are_called_for_each_score(
 def test_a_score_without_a_gradient_among_others_is_named() -> None:
     class Own(Plain):
         def forward(self, x: Tensor) -> Tensor:
-            return NoGradient.apply(super().forward(x))  # type: ignore[no-any-return, no-untyped-call]
+            return NoGradient.apply(super().forward(x))  # type: ignore[no-any-return]
 
     with pytest.raises(
         ValueError, match="^target: expected a score that depends on layer 'features' through"

@@ -232,7 +232,9 @@ def gradients(
         ValueError: if the scores do not depend on it.
     """
     count = scores.shape[1]
-    derive = partial(torch.autograd.grad, scores, wrt, create_graph=create_graph, allow_unused=True)
+    derive: Callable[..., tuple[torch.Tensor | None, ...]] = partial(
+        torch.autograd.grad, scores, wrt, create_graph=create_graph, allow_unused=True
+    )
 
     def starts(some: range) -> torch.Tensor:
         # New each time: a hook may edit them.
@@ -242,7 +244,6 @@ def gradients(
         return found
 
     def derived(some: range) -> list[torch.Tensor | None]:
-        together: torch.Tensor | None
         if len(some) > 1:
             with suppress(RuntimeError):  # such as that of a user's hook on the way, which asks for numbers
                 (together,) = derive(starts(some), retain_graph=True, is_grads_batched=True)
@@ -251,7 +252,7 @@ def gradients(
 
     each: list[torch.Tensor | None] = [None]
     if scores.requires_grad:
-        size = 1 if create_graph or not _is_plain_head(scores) else _TOGETHER
+        size = _TOGETHER if count > 1 and not create_graph and _is_plain_head(scores) else 1
         each = [g for k in range(0, count, size) for g in derived(range(k, min(k + size, count)))]
     found = [gradient for gradient in each if gradient is not None]
     if len(found) < count:
