@@ -73,7 +73,7 @@ of ViT and Swin mean nothing, and only its cost is of interest.
 Where CAM does not explain the network as it is (*), CAM and the ten classes at once are measured on
 `camkit.attach_gap_head(model, 1000)`, by that network's own forward pass. Peak memory is that of
 new tensors in a call, without parameters and input, by torch's profiler; what NumPy allocates is
-not in it.
+not in it. An empty cell was not measured.
 """
 
 _ACCELERATOR = """
