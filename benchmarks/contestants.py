@@ -22,7 +22,7 @@ import camkit
 
 LIBRARIES = ("camkit", "pytorch-grad-cam", "torchcam", "captum")
 CAMKIT, PYTORCH_GRAD_CAM, TORCHCAM, CAPTUM = LIBRARIES
-#: Grad-CAM without any library, in the fewest operations.
+#: Grad-CAM without any library and without checks.
 BY_HAND = "by hand"
 #: The class of each method in each library that has it.
 METHODS = {

@@ -273,7 +273,7 @@ def _accelerator(rows: list[Row]) -> Iterator[str]:
         yield f"### {dtype}, time: camkit"
         yield _table(chosen, {method: f"{CAMKIT}: {method}" for method in _OURS}, "wall", reasons)
         yield f"### {dtype}, peak memory: Grad-CAM"
-        yield _table(chosen, _GRADCAM, "memory", reasons, targets=False)
+        yield _table(chosen, _GRADCAM, "memory", reasons)
         yield f"### {dtype}, one forward pass"
         yield _forward_passes(chosen)
     yield from _reasons(reasons)
@@ -285,14 +285,11 @@ def _reasons(reasons: list[str]) -> Iterator[str]:
         yield "\n".join(f"{n}. {reason}" for n, reason in enumerate(reasons, 1))
 
 
-def _table(
-    rows: list[Row], columns: Mapping[str, str], measure: str, reasons: list[str], *, targets: bool = True
-) -> str:
+def _table(rows: list[Row], columns: Mapping[str, str], measure: str, reasons: list[str]) -> str:
     """Rows of networks; what misses its target is bold, what raises has a number in the list of reasons."""
     lines = [f"| network, batch | {' | '.join(columns)} |", "|---" * (1 + len(columns)) + "|"]
     for row in rows:
         cells = [_cell(row, method, name, measure, reasons) for method, name in columns.items()]
-        cells = cells if targets else [cell.strip("*") for cell in cells]
         star = "" if row["pooled"] else "*"
         lines.append(f"| {_NAMES[row['model']]}{star}, {row['batch']} | {' | '.join(cells)} |")
     return "\n".join(lines)
@@ -309,7 +306,8 @@ def _cell(row: Row, method: str, name: str, measure: str, reasons: list[str]) ->
         return f"raises ({reasons.index(reason) + 1})"
     value = result[measure]
     text = f"{value:.2f}" if measure == "memory" else _spread(value)
-    if not name.startswith(f"{CAMKIT}: ") or measure == "wall":
+    on_gpu = "dtype" in row  # where there are no targets
+    if not name.startswith(f"{CAMKIT}: ") or measure == "wall" or on_gpu:
         return text
     most = 1.1 if measure == "memory" else limit(name.removeprefix(f"{CAMKIT}: "), row)
     number = value if measure == "memory" else value["median"]
