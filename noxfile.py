@@ -30,7 +30,9 @@ def tests(session: nox.Session) -> None:
     """The quick tests; ``-- -m slow`` runs the long ones, ``-- -m ''`` all."""
     session.install("-e", ".", "-e", f"./{POKEMON}", *groups("tests"))
     arguments = session.posargs or ["-m", "not slow"]
-    session.run("python", "-m", "pytest", *arguments)
+    # A test computes with one thread; of more processes than these, each with a large model, memory runs out.
+    processes = ["-n", "auto", "--maxprocesses", "4", "--dist", "worksteal"]
+    session.run("python", "-m", "pytest", *processes, *arguments, env={"OMP_NUM_THREADS": "1"})
 
 
 @nox.session

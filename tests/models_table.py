@@ -61,7 +61,7 @@ def build(name: str) -> nn.Module:
         if "ssd" not in name:
             own |= {"min_size": 160, "max_size": 256}
         if "rcnn" in name:
-            own |= {"box_detections_per_img": 5}
+            own |= {"box_detections_per_img": 5, "rpn_post_nms_top_n_test": 20}
         model = torchvision.models.get_model(name, weights=None, **own)
         return model.eval()
     with without_initialisation():
