@@ -53,10 +53,13 @@ What is missed, and why:
   checks: about what no library can be below, up to noise.
 - **The memory of ViT.** A transformer's memory is flat over its blocks, so that the graph of the last
   one, which a gradient needs, is much of it: see "by hand" again.
-- **Overlays of tensors.** Their table has the weighted sum of pictures and colours alone, in one operation
-  of torch; the colours of a heatmap are still to be looked up then. Much is also the price of new memory,
-  which differs between virtual machines: on another, on 2026-11-24, pictures were 5.7 times as fast as the
-  peer's, and 32 tensors at once 2.9 times. The peer's threads take twice the CPU time that the clock shows.
+- **Overlays of tensors.** Their table has the three look-ups and the weighted sum alone, of bins that are
+  there, unchecked and into memory that is there: a function made of torch's operations cannot be faster.
+  The peer rounds to bytes, so does `camkit.overlay`, by Pillow. What new memory costs differs between virtual
+  machines: on three, pictures were 4.4 to 5.7 times as fast as the peer's. The peer's threads take twice the
+  CPU time that the clock shows.
+- **Noise.** The machine is shared: a median may lie 0.1 off, as the quartiles and "by hand" show, and which
+  cells lie above differs from run to run.
 
 Ablation-CAM does not run channels that are zero anyway.
 """
