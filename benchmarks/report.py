@@ -50,7 +50,8 @@ What is missed, and why:
   checks its map against the logits: little work, of which the shortest passes show the most.
 - **AlexNet.** Its head holds 96% of its weights; to read them is what the pass costs, and a
   gradient reads them once more. The column "by hand" is Grad-CAM without any library and without
-  checks: about what no library can be below, up to noise.
+  checks: about what no library can be below, up to noise. On one image the rest is the call's own
+  work, about 1 ms of 35.
 - **The memory of ViT.** A transformer's memory is flat over its blocks, so that the graph of the last
   one, which a gradient needs, is much of it: see "by hand" again.
 - **Overlays of tensors.** Their table has the three look-ups and the weighted sum alone, of bins that are
