@@ -50,16 +50,15 @@ What is missed, and why:
   checks its map against the logits: little work, of which the shortest passes show the most.
 - **AlexNet.** Its head holds 96% of its weights; to read them is what the pass costs, and a
   gradient reads them once more. The column "by hand" is Grad-CAM without any library and without
-  checks: about what no library can be below, up to noise. On one image the rest is the call's own
-  work, about 1 ms of 35.
+  checks: about what no library can be below, up to noise. On one image the call's own work shows too.
 - **The memory of ViT.** A transformer's memory is flat over its blocks, so that the graph of the last
   one, which a gradient needs, is much of it: see "by hand" again.
 - **Overlays of tensors.** Their table has the three look-ups and the weighted sum alone, of bins that are
   there, unchecked and into memory that is there: a function that makes these steps cannot be faster. Other
-  ways to the same numbers (`grid_sample` for the look-up, 8 or 16 images at a time) reached 1.6 to 2.5 times.
-  The peer rounds to bytes, so does `camkit.overlay`, by Pillow. What new memory costs differs between virtual
-  machines: on three, pictures were 4.4 to 5.7 times as fast as the peer's. The peer's threads take twice the
-  CPU time that the clock shows.
+  ways to the same numbers (`grid_sample` for the look-up, 8 or 16 images at a time), measured apart on
+  2026-11-26, reached 1.6 to 2.5 times. The peer rounds to bytes, so does `camkit.overlay`, by Pillow. What
+  new memory costs differs between virtual machines: on three, up to that day, pictures were 4.4 to 5.7 times
+  as fast as the peer's. The peer's threads take twice the CPU time that the clock shows.
 - **Noise.** The machine is shared: a median may lie 0.1 off, as the quartiles and "by hand" show, and which
   cells lie above differs from run to run.
 
