@@ -47,10 +47,13 @@ _MISSED = """
 What is missed, and why:
 
 - **Short passes.** A call looks at every module and at the images' sum, keeps the random states, and CAM
-  checks its map against the logits: little work, of which the shortest passes show the most.
+  checks its map against the logits: little work, of which the shortest passes show the most. On AlexNet's
+  trunk, one image, 17 ms of CPU, measured apart on 2026-11-26: CAM 1.07; with neither the sum, the random
+  states nor the check 1.05; by hand, a hook and a weighted sum, 1.01.
 - **AlexNet.** Its head holds 96% of its weights; to read them is what the pass costs, and a
   gradient reads them once more. The column "by hand" is Grad-CAM without any library and without
-  checks: about what no library can be below, up to noise. On one image the call's own work shows too.
+  checks: about what no library can be below, up to noise. On one image, on 2026-11-26, it missed the
+  target as well.
 - **The memory of ViT.** A transformer's memory is flat over its blocks, so that the graph of the last
   one, which a gradient needs, is much of it: see "by hand" again.
 - **Overlays of tensors.** Their table has the three look-ups and the weighted sum alone, of bins that are
