@@ -57,12 +57,12 @@ What is missed, and why:
 - **The memory of ViT.** A transformer's memory is flat over its blocks, so that the graph of the last
   one, which a gradient needs, is much of it: see "by hand" again.
 - **Overlays of tensors.** Their table has the bins, the three look-ups and the weighted sum alone, unchecked
-  and in place, in an order of memory that no user expects: a function that makes these steps cannot be
-  faster. Other ways to the same numbers (`grid_sample` or `gather` for the look-up, 8 or 16 images at a
-  time), measured apart on 2026-11-26, reached 0.9 to 2.5 times. The peer rounds to bytes, so does
-  `camkit.overlay`, by Pillow. What new memory costs differs between virtual machines, and from one process to
-  the next: up to that day, pictures were 4.2 to 5.7 times as fast as the peer's. The peer's threads take
-  twice the CPU time that the clock shows.
+  and in place, in an order of memory that no user expects. Nothing that was tried is faster: measured apart
+  on 2026-11-26 these steps reached 2.4 to 4.4 times, 1 to 8 images at a time 2.4 to 3.6, `grid_sample` or
+  `gather` for the look-up, with the checks, 0.9 to 2.5. The peer rounds to bytes, so does `camkit.overlay`,
+  by Pillow. What new memory costs differs between virtual machines, and from one process to the next: up to
+  that day, pictures were 4.2 to 5.7 times as fast as the peer's. The peer's threads take twice the CPU time
+  that the clock shows.
 - **Noise.** The machine is shared: a median may lie 0.1 off, as the quartiles and "by hand" show, and which
   cells lie above differs from run to run.
 
