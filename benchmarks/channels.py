@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from torchvision.models import ResNet, resnet18
 
 import camkit
-from camkit.evidence import Evidence
+from camkit import Evidence
 
 SIZE = 224
 COUNTS = (8, 16, 32, 64, 128)

@@ -19,9 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import camkit
-from camkit import maps
-from camkit.evidence import Evidence
-from camkit.explainer import Explainer
+from camkit import Evidence, Explainer, maps
 from camkit.methods import activation, gradient, relevance
 from camkit.methods.perturbation import Perturbing
 

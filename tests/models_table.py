@@ -15,8 +15,7 @@ import torchvision
 from torch import Tensor, nn
 
 import camkit
-from camkit import targets
-from camkit.inputs import Inputs
+from camkit import Inputs, targets
 from families import randomize, without_initialisation
 
 PAGE = Path(__file__).parents[1] / "docs" / "models.md"

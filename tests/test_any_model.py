@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import camkit
-from camkit.dryrun import DryRun
-from camkit.layers import find_features, find_for_gradient
+from camkit.layers.dryrun import DryRun
+from camkit.layers.search import find_features, find_for_gradient
 
 
 class Made(nn.Module):

@@ -15,8 +15,7 @@ from torch import Tensor, nn
 from torch.ao import quantization
 
 import camkit
-from camkit import targets
-from camkit.inputs import Inputs
+from camkit import Inputs, targets
 from families import Branching, Digits, Plain, Skip, Transformer
 from fingerprint import fingerprint
 
@@ -690,7 +689,7 @@ BY_NAME: list[tuple[Callable[[], object], type[Exception], str]] = [
     (
         lambda: camkit.Smoothed(camkit.GradCAM, camkit.flip_views()),  # type: ignore[arg-type]
         TypeError,
-        METHOD + "<class 'camkit.methods.gradient.GradCAM'>",
+        METHOD + "<class 'camkit.GradCAM'>",
     ),
     (lambda: camkit.Smoothed(Plain(), camkit.flip_views()), TypeError, METHOD + "Plain"),
     (

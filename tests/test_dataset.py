@@ -376,7 +376,7 @@ JOBS: list[tuple[str, Callable[[Plain], Any], dict[str, Any], str]] = [
         {},
         '"CAM(.*)", got "Smoothed(CAM(.*), .*View.*"$',
     ),
-    ("method", camkit.FullGrad, {}, "\"CAM(.*)\", got '<camkit.methods.fullgrad.FullGrad object>'$"),
+    ("method", camkit.FullGrad, {}, "\"CAM(.*)\", got '<camkit.FullGrad object>'$"),
     ("model", lambda m: camkit.CAM(tiny(type("Other", (Plain,), {}))), {}, "'Plain', got 'Other'"),
     ("weights", lambda m: camkit.CAM(other_weights(m)), {}, "'[0-9a-f]{64}', got '[0-9a-f]{64}'"),
     ("weights", lambda m: camkit.CAM(other_dtype(m)), {}, "'[0-9a-f]{64}', got '[0-9a-f]{64}'"),
@@ -488,7 +488,7 @@ WRONG: list[tuple[dict[str, Any], type[Exception], str]] = [
     (
         {"method": camkit.CAM},
         TypeError,
-        "method: expected a method such as camkit.GradCAM(model), got <class 'camkit.methods.cam.CAM'>",
+        "method: expected a method such as camkit.GradCAM(model), got <class 'camkit.CAM'>",
     ),
     ({"method": Plain()}, TypeError, "method: expected a method such as camkit.GradCAM(model), got Plain"),
     (

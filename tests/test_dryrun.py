@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import camkit
-from camkit.dryrun import DryRun
-from camkit.layers import find_features, find_for_gradient
-from camkit.layouts import Layout
+from camkit.layers.dryrun import DryRun
+from camkit.layers.layouts import Layout
+from camkit.layers.search import find_features, find_for_gradient
 
 
 class Model(nn.Module):

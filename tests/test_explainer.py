@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 import camkit
-from camkit.dryrun import DryRun
+from camkit.layers.dryrun import DryRun
 from families import Digits, Plain, tiny
 
 Method = type[camkit.CAM] | type[camkit.GradCAM]

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from camkit.layouts import Layout, infer_layout
+from camkit.layers.layouts import Layout, infer_layout
 
 NCHW, NHWC = Layout(1), Layout(-1)
 

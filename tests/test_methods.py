@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 import camkit
 import reference
-from camkit import _random
-from camkit.dryrun import DryRun
-from camkit.layers import find_stages
+from camkit._tools import noise
+from camkit.layers.dryrun import DryRun
+from camkit.layers.search import find_stages
 from families import TINY, ChannelsLast, Digits, Tiny, Tokens, tiny
 
 LAYOUTS = {Tokens: "tokens", ChannelsLast: "NHWC"}
@@ -44,7 +44,7 @@ class Case:
         return self.at(self.image)
 
     def noise(self, count: int, shape: torch.Size, *more: int) -> list[Tensor]:
-        return [_random.normal(shape, self.image, 0, *more, m) for m in range(count)]
+        return [noise.normal(shape, self.image, 0, *more, m) for m in range(count)]
 
     def hessian(self) -> Tensor:
         activation, layer = self.pair[0], self.kind.layer
@@ -101,7 +101,7 @@ def ablation(case: Case) -> Tensor:
 
 
 def random_weights(case: Case) -> Tensor:
-    weights = _random.uniform(case.pair[0].shape[:1], case.pair[0], 0)
+    weights = noise.uniform(case.pair[0].shape[:1], case.pair[0], 0)
     return reference.weighted(case.pair[0], weights.tolist())
 
 

@@ -11,7 +11,8 @@ from torch.nn import functional as F
 
 import camkit
 import reference
-from camkit.methods.fullgrad import _Biases, products
+from camkit.backward.gradients import gradient_times_factor
+from camkit.passes.biases import BiasRecorder
 from families import Block, Branching, Plain, Residual, Skip, Tokens, Transformer, build, tiny
 
 
@@ -196,10 +197,10 @@ def test_gradients_by_input_and_biases_sum_to_the_score(name: str) -> None:
     model = build(name).double()
     x = torch.randn(2, 3, 64, 64).double()
     leaf = x.clone().requires_grad_()
-    with _Biases() as biases:
+    with BiasRecorder() as biases:
         output = model(leaf)
     scores = output[:, [3, 5]]
-    found = products(scores, [(leaf, x), *biases.found])
+    found = gradient_times_factor(scores, [(leaf, x), *biases.found])
     total = sum(product.flatten(2).sum(2) for product in found)
     torch.testing.assert_close(total, scores.detach(), rtol=1e-8, atol=1e-8)
 

@@ -13,12 +13,13 @@ from torch.nn import functional as F
 
 import camkit
 import reference
-from camkit import lrp
-from camkit.dryrun import DryRun
-from camkit.evidence import gather, gradients
-from camkit.inputs import Inputs
-from camkit.layers import locate
+from camkit import Inputs
+from camkit.backward import lrp
+from camkit.backward.gradients import gradients
+from camkit.layers.dryrun import DryRun
+from camkit.layers.location import locate
 from camkit.methods.relevance import contributions
+from camkit.passes.evidence import gather
 from families import Branching, ChannelsLast, Digits, Plain, Residual, Skip, Tokens, build, tiny
 
 # With few channels a class may have no positive weight, and then its relevance goes nowhere.

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from camkit._nested import detached, mapped, split, tensors_in
+from camkit._tools.nested import detach_all, map_leaves, split, tensors_in
 
 
 class Pair(NamedTuple):
@@ -66,21 +66,21 @@ kinds = pytest.mark.parametrize("make", KINDS.values(), ids=KINDS)
 @kinds
 def test_mapped(make: Callable[[Tensor], Any]) -> None:
     nested = make(rows(1, 2))
-    assert plain(mapped(lambda t: t + 1, nested)) == plain(make(rows(2, 3)))
+    assert plain(map_leaves(lambda t: t + 1, nested)) == plain(make(rows(2, 3)))
     assert plain(nested) == plain(make(rows(1, 2)))
 
 
 def test_what_is_no_tensor_is_handed_on() -> None:
     other = object()
-    assert mapped(torch.neg, {"a": [other]})["a"][0] is other
-    assert mapped(torch.neg, Output) is Output  # a class, not one of its objects
+    assert map_leaves(torch.neg, {"a": [other]})["a"][0] is other
+    assert map_leaves(torch.neg, Output) is Output  # a class, not one of its objects
     assert list(tensors_in([other, Output, "a", None])) == []
 
 
 @kinds
 def test_detached(make: Callable[[Tensor], Any]) -> None:
     leaf = rows(1, 2).requires_grad_()
-    found = detached(make(leaf * 2))
+    found = detach_all(make(leaf * 2))
     assert plain(found) == plain(make(rows(2, 4)))
     assert not any(tensor.requires_grad for tensor in tensors_in(found))
 

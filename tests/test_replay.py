@@ -9,12 +9,13 @@ import torch
 from torch import Tensor, nn
 
 import camkit
-from camkit._modules import modules_of
-from camkit.dryrun import DryRun
-from camkit.evidence import Evidence, gather
-from camkit.inputs import Inputs
-from camkit.layers import find_stages, locate
-from camkit.tap import as_found
+from camkit import Evidence, Inputs
+from camkit.layers.dryrun import DryRun
+from camkit.layers.location import locate
+from camkit.layers.search import find_stages
+from camkit.model.modules import modules_of
+from camkit.model.state import restored_on_exit
+from camkit.passes.evidence import gather
 from families import FAMILIES, TINY, Family, Plain, Residual, Tiny, Transformer, build, images, tiny
 
 
@@ -35,7 +36,7 @@ def both(evidence: Evidence, edited: Tensor) -> tuple[Tensor, Tensor]:
 def test_equals_the_whole_model_on_every_family(family: Family) -> None:
     model, x = build(family.name).double(), images(family, 1).double()
     dry = DryRun.of(model, (2, *x.shape[1:]))
-    with as_found(modules_of(model)), torch.no_grad():
+    with restored_on_exit(modules_of(model)), torch.no_grad():
         for place in find_stages(dry)[-2:]:
             evidence = evidence_at(model, x, place.name)
             a = evidence.activation
@@ -61,7 +62,7 @@ def test_equals_the_whole_model_inside_blocks(name: str, layer: str) -> None:
     model = build(name).double()
     size = 224 if name == "vit_b_32" else 64
     x = torch.randn(2, 3, size, size).double()
-    with as_found(modules_of(model)), torch.no_grad():
+    with restored_on_exit(modules_of(model)), torch.no_grad():
         evidence = evidence_at(model, x, layer)
         a = evidence.activation
         replayed, whole = both(evidence, torch.stack([a / 2, a.flip(1)]))
@@ -166,7 +167,7 @@ def test_what_is_kept_goes_with_the_evidence() -> None:
         evidence = evidence_at(model, x, "norm")
         evidence.rescore(evidence.activation[None])
         assert evidence._replay is not None
-        replay, leaf = weakref.ref(evidence._replay), weakref.ref(evidence.leaf)
+        replay, leaf = weakref.ref(evidence._replay), weakref.ref(evidence.layer_output)
         del evidence
         assert replay() is None
         assert leaf() is None
@@ -200,7 +201,7 @@ class Worker(nn.Module):
 def test_rows_are_copied_only_for_a_model_that_writes_to_them(in_place: bool, traceless: bool) -> None:
     model, x = Worker(0 if in_place else 99, traceless).double(), torch.randn(2, 3, 12, 10).double()
     evidence = evidence_at(model, x, "features")
-    rows, activations = evidence.copies(3)
+    rows, activations = evidence.editable_copies(3)
     activations[1] = 0
     before = rows.clone()
     found = evidence.rescore_rows(rows)
@@ -215,16 +216,16 @@ def test_a_model_that_begins_to_write_is_an_error() -> None:
     """Its rows are spoilt, and whoever gave them must not go on with them."""
     model, x = Worker(6).double(), torch.randn(2, 3, 12, 10).double()
     evidence = evidence_at(model, x, "features")
-    evidence.rescore_rows(evidence.copies(2)[0])
+    evidence.rescore_rows(evidence.editable_copies(2)[0])
     with pytest.raises(RuntimeError, match="^what follows 'features' wrote to its output, as it had not"):
-        evidence.rescore_rows(evidence.copies(3)[0])
+        evidence.rescore_rows(evidence.editable_copies(3)[0])
 
 
 @pytest.mark.parametrize("kind", TINY, ids=lambda t: t.model.__name__)
 def test_copies_are_edited_in_every_layout(kind: Tiny) -> None:
     model, x = tiny(kind.model), torch.randn(2, *kind.shape).double()
     evidence = evidence_at(model, x, kind.layer)
-    rows, activations = evidence.copies(3)
+    rows, activations = evidence.editable_copies(3)
     torch.testing.assert_close(evidence.rescore_rows(rows), torch.stack([evidence.scores] * 3))
     activations[:, :, 0] *= torch.tensor([0.0, 1.0, 2.0]).reshape(3, 1, 1, 1)
     edited = torch.stack([evidence.activation] * 3)

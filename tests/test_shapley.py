@@ -14,8 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import camkit
-from camkit import maps
-from camkit.explainer import Explainer
+from camkit import Explainer, maps
 from camkit.methods import gradient, relevance
 
 CLASSES = 5

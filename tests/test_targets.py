@@ -20,8 +20,8 @@ from torchvision.ops import box_iou
 import camkit
 import reference
 from camkit import targets
-from camkit._nested import split
-from camkit.targets import bind, key
+from camkit._tools.nested import split
+from camkit.targets import bind, binding, key
 from families import Plain, tiny
 
 
@@ -258,11 +258,11 @@ def test_an_entry_is_scored_as_if_it_were_the_output(wrap: Wrap, keyed: Any, tar
     inside, outside = bind(target, FIRST, 2), bind(keyed(target), wrap(torch.zeros(2), FIRST), 2)
     for logits in (FIRST, OTHER):
         assert torch.equal(outside.score(wrap(torch.zeros(2), logits)), inside.score(logits))
-    assert (outside.classes is None) == (inside.classes is None)
-    if inside.classes is not None:
+    assert (outside.plain_classes is None) == (inside.plain_classes is None)
+    if inside.plain_classes is not None:
         assert torch.equal(
-            outside.of_classes(targets.softmax)(wrap(OTHER, FIRST)).reshape(-1),
-            (FIRST.softmax(1).gather(1, inside.classes.reshape(2, -1)).reshape(-1)),
+            outside.with_formula(binding.softmax)(wrap(OTHER, FIRST)).reshape(-1),
+            (FIRST.softmax(1).gather(1, inside.plain_classes.reshape(2, -1)).reshape(-1)),
         )
 
 
@@ -303,13 +303,13 @@ def test_a_reported_target_explains_the_same_again(target: Any, wrap: Any) -> No
 )
 def test_the_classes_that_a_target_is_about(target: Any, about: Any, wrap: Any) -> None:
     bound = bind(key("logits", target) if wrap(0) != 0 else target, wrap(FIRST), 2)
-    assert bound.about is not None
-    assert bound.about.tolist() == about
+    assert bound.classes is not None
+    assert bound.classes.tolist() == about
 
 
 def test_a_function_is_about_no_class() -> None:
-    assert bind(lambda y: y[:, 0], FIRST, 2).about is None
-    assert bind(targets.similarity(torch.ones(3)), FIRST, 2).about is None
+    assert bind(lambda y: y[:, 0], FIRST, 2).classes is None
+    assert bind(targets.similarity(torch.ones(3)), FIRST, 2).classes is None
 
 
 def test_the_key_alone_is_short_for_the_predicted_class_of_that_entry() -> None:

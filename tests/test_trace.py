@@ -3,7 +3,8 @@ import threading
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from camkit.trace import record, skeleton
+from camkit.layers.trace import record
+from camkit.model.standin import skeleton
 from fingerprint import fingerprint
 
 

@@ -17,15 +17,16 @@ The nouns:
 from importlib.metadata import version
 
 from camkit import targets
-from camkit.dataset import explain_dataset
+from camkit.dataset.job import explain_dataset
 from camkit.deployment import export, export_onnx
-from camkit.explainer import Explainer, Explanation
-from camkit.layers import LayerInfo, list_layers
-from camkit.layouts import Layout
+from camkit.layers.layouts import Layout
+from camkit.layers.location import LayerInfo, list_layers
 from camkit.maps import normalize
 from camkit.methods import METHODS
 from camkit.methods.activation import FEM, KPCACAM, EigenCAM, RandomCAM
+from camkit.methods.base import Explanation
 from camkit.methods.cam import CAM
+from camkit.methods.explainer import Explainer
 from camkit.methods.fullgrad import FullGrad
 from camkit.methods.gradient import (
     EigenGradCAM,
@@ -41,12 +42,13 @@ from camkit.methods.guided import GuidedGradCAM, guided_backprop
 from camkit.methods.legrad import LeGrad
 from camkit.methods.perturbation import ISCAM, SSCAM, AblationCAM, PolyCAM, ScoreCAM
 from camkit.methods.relevance import LIFTCAM, RelevanceCAM
+from camkit.methods.smoothing import Smoothed, View, flip_views, noise_views
+from camkit.model.inputs import Inputs
 from camkit.overlays import blend, colorize, denormalize, grid, overlay
-from camkit.smoothing import Smoothed, View, flip_views, noise_views
+from camkit.passes.evidence import Evidence
 from camkit.surgery import CAMHead, CAMNet, ClassMaps, attach_gap_head
 
 __version__ = version("camkit")
-
 __all__ = [
     "CAM",
     "FEM",
@@ -61,6 +63,7 @@ __all__ = [
     "ClassMaps",
     "EigenCAM",
     "EigenGradCAM",
+    "Evidence",
     "Explainer",
     "Explanation",
     "FullGrad",
@@ -68,6 +71,7 @@ __all__ = [
     "GradCAMPlusPlus",
     "GuidedGradCAM",
     "HiResCAM",
+    "Inputs",
     "LayerCAM",
     "LayerInfo",
     "Layout",
@@ -97,3 +101,8 @@ __all__ = [
     "overlay",
     "targets",
 ]
+
+# Public classes live in `camkit` and nowhere else: pickles and error texts stay valid if a file moves.
+for _name in __all__:
+    if isinstance(globals()[_name], type):
+        globals()[_name].__module__ = __name__

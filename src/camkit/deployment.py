@@ -11,10 +11,11 @@ import torch
 from torch import nn
 from torch.export import Dim, ExportedProgram
 
-from camkit import _checks
-from camkit.dryrun import DryRun
+from camkit._tools import checks
+from camkit.layers.dryrun import DryRun
+from camkit.model.modules import prototype
+from camkit.model.standin import skeleton
 from camkit.surgery import CAMNet
-from camkit.trace import prototype, skeleton
 
 _OUTPUTS = ("logits", "maps")
 _MAX_POOLINGS = (nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d, nn.AdaptiveMaxPool3d)
@@ -93,7 +94,7 @@ def export_onnx(
     _check_packages("onnx", "onnxscript")
     target = Path(path)
     if target.is_dir() or not target.parent.is_dir():
-        raise ValueError(_checks.complaint("path", "a file in a folder that exists", repr(str(path))))
+        raise ValueError(checks.error_message("path", "a file in a folder that exists", repr(str(path))))
     program = torch.onnx.export(
         export(net, input_shape),
         dynamo=True,
@@ -145,7 +146,7 @@ def _copy(net: CAMNet) -> CAMNet:
 def _check_net(net: object) -> None:
     if not isinstance(net, CAMNet):
         hint = "camkit.attach_gap_head makes one of any model"
-        raise TypeError(_checks.complaint("net", "a CAMNet", type(net).__name__, hint))
+        raise TypeError(checks.error_message("net", "a CAMNet", type(net).__name__, hint))
 
 
 def _check_packages(*names: str) -> None:
@@ -153,11 +154,11 @@ def _check_packages(*names: str) -> None:
     if missing:
         expected = f"{' and '.join(names)} to be installed"
         hint = "pip install camkit[onnx]"
-        raise ImportError(_checks.complaint("packages", expected, f"no {' and no '.join(missing)}", hint))
+        raise ImportError(checks.error_message("packages", expected, f"no {' and no '.join(missing)}", hint))
 
 
 def _cannot_trace(error: Exception) -> str:
     reason = " ".join(str(error).split())
     expected = "a network that torch.export can trace with any number of images"
     hint = "x.shape[0] leaves that number open, len(x) does not"
-    return _checks.complaint("net", expected, f"{type(error).__name__}: {reason[:200]}", hint)
+    return checks.error_message("net", expected, f"{type(error).__name__}: {reason[:200]}", hint)

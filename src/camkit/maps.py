@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch.nn import functional as F
 
-from camkit import _checks
+from camkit._tools import checks
 
 #: How the maps of several layers become one.
 FUSIONS = ("mean", "product", "hierarchical")
@@ -37,23 +37,23 @@ def normalize(maps: torch.Tensor, dims: int = 2) -> torch.Tensor:
         tensor([[0.0000, 0.2500],
                 [0.5000, 1.0000]])
     """
-    _checks.tensor("maps", maps)
+    checks.tensor("maps", maps)
     if maps.ndim < dims or not maps.is_floating_point():
-        got = f"{maps.dtype}, {_checks.shape_of(maps)}"
-        raise ValueError(_checks.complaint("maps", f"floats with {dims} spatial dimensions", got))
+        got = f"{maps.dtype}, {checks.shape_of(maps)}"
+        raise ValueError(checks.error_message("maps", f"floats with {dims} spatial dimensions", got))
     if not torch.isfinite(maps).all():
-        raise ValueError(_checks.complaint("maps", "finite values", "NaN or infinity"))
+        raise ValueError(checks.error_message("maps", "finite values", "NaN or infinity"))
     axes = tuple(range(-dims, 0))
     # In half precision the span of large values would overflow.
-    values = wide(maps)
+    values = at_least_float32(maps)
     low = values.amin(axes, keepdim=True)
     high = values.amax(axes, keepdim=True)
     span = high - low
     rounding = _ROUNDING * torch.finfo(values.dtype).eps * torch.maximum(high.abs(), low.abs())
-    return ratio(values - low, span, span > rounding).clamp(0, 1).to(maps)
+    return safe_divide(values - low, span, span > rounding).clamp(0, 1).to(maps)
 
 
-def ratio(
+def safe_divide(
     numerator: torch.Tensor, denominator: torch.Tensor, where: torch.Tensor | None = None
 ) -> torch.Tensor:
     """One by the other where that is asked for, and zero elsewhere; if nothing is said, where it can be.
@@ -77,7 +77,7 @@ def full_precision(tensor: torch.Tensor) -> AbstractContextManager[None]:
     return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()
 
 
-def wide(tensor: torch.Tensor) -> torch.Tensor:
+def at_least_float32(tensor: torch.Tensor) -> torch.Tensor:
     """In single precision or better: products of gradients vanish in half."""
     return tensor if tensor.dtype == torch.float64 else tensor.float()
 
@@ -106,7 +106,7 @@ def fuse(parts: Sequence[torch.Tensor], how: str = "mean") -> torch.Tensor:
     scaled = []
     for part in parts:
         largest = part.abs().amax(dims, keepdim=True)
-        scaled.append(resize(ratio(part, largest), size))
+        scaled.append(resize(safe_divide(part, largest), size))
     if how == "hierarchical":
         scaled[:-1] = [(2 * part).tanh() for part in scaled[:-1]]
     stacked = torch.stack(scaled)

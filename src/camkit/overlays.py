@@ -10,8 +10,9 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
-from camkit import _checks, maps
-from camkit._colormaps import TABLES
+from camkit import maps
+from camkit._tools import checks
+from camkit._tools.colormaps import TABLES
 
 #: A picture: a PIL image, a path, a tensor ``(C, H, W)`` or an array ``(H, W, C)``, or either ``(H, W)``.
 ImageLike = Image.Image | str | os.PathLike[str] | torch.Tensor | np.ndarray[Any, Any]
@@ -57,15 +58,15 @@ def overlay(
     """
     picture = _to_picture(image)
     _check_alpha(alpha)
-    _checks.one_of("colormap", colormap, TABLES)
+    checks.one_of("colormap", colormap, TABLES)
     if isinstance(heatmap, np.ndarray):
         heatmap = torch.from_numpy(np.array(heatmap))  # a copy: torch reads no flipped or locked arrays
-    _checks.tensor("heatmap", heatmap)
+    checks.tensor("heatmap", heatmap)
     if heatmap.ndim != 2:
         hint = "give one map, such as explanation.heatmaps()[0]"
         expected = "shape (h, w)"
         raise ValueError(
-            _checks.complaint("heatmap", expected, _checks.shape_of(heatmap) or "a number", hint)
+            checks.error_message("heatmap", expected, checks.shape_of(heatmap) or "a number", hint)
         )
     # By NumPy and Pillow: a picture is so little that to wake torch's threads for it takes longer.
     heatmap = heatmap.detach().float().cpu()
@@ -104,24 +105,24 @@ def blend(
         >>> camkit.blend(torch.rand(2, 3, 8, 8), torch.rand(2, 8, 8)).shape
         torch.Size([2, 3, 8, 8])
     """
-    _checks.tensor("images", images)
+    checks.tensor("images", images)
     _check_alpha(alpha)
     if not images.is_floating_point():
-        raise TypeError(_checks.complaint("images", "floats in [0, 1]", images.dtype))
+        raise TypeError(checks.error_message("images", "floats in [0, 1]", images.dtype))
     if images.ndim < 3 or images.shape[-3] not in (1, 3):
         expected = "shape (..., 3, H, W)"
-        raise ValueError(_checks.complaint("images", expected, _checks.shape_of(images)))
+        raise ValueError(checks.error_message("images", expected, checks.shape_of(images)))
     _in_unit_range("images", images, "camkit.denormalize undoes a preset's normalisation")
     _check_heatmaps(heatmaps, colormap)
     if heatmaps.shape[-2:] != images.shape[-2:]:
-        expected = f"the images' size, {_checks.shape_of(images.shape[-2:])}"
-        raise ValueError(_checks.complaint("heatmaps", expected, _checks.shape_of(heatmaps.shape[-2:])))
+        expected = f"the images' size, {checks.shape_of(images.shape[-2:])}"
+        raise ValueError(checks.error_message("heatmaps", expected, checks.shape_of(heatmaps.shape[-2:])))
     try:
         batch = torch.broadcast_shapes(images.shape[:-3], heatmaps.shape[:-2])
     except RuntimeError:
-        expected = f"as many as images, {_checks.shape_of(images.shape[:-3])}"
-        got = _checks.shape_of(heatmaps.shape[:-2])
-        raise ValueError(_checks.complaint("heatmaps", expected, got)) from None
+        expected = f"as many as images, {checks.shape_of(images.shape[:-3])}"
+        got = checks.shape_of(heatmaps.shape[:-2])
+        raise ValueError(checks.error_message("heatmaps", expected, got)) from None
     heatmaps = heatmaps.to(images.device).expand(*batch, *heatmaps.shape[-2:])
     blended = _look_up(alpha * _table(colormap).to(images), heatmaps)
     return blended.add_(images, alpha=1 - alpha).clamp_(0, 1)
@@ -173,14 +174,14 @@ def denormalize(
         >>> camkit.denormalize(x, ResNet18_Weights.DEFAULT.transforms()).shape
         torch.Size([1, 3, 224, 224])
     """
-    _checks.tensor("images", images)
+    checks.tensor("images", images)
     if not images.is_floating_point():
-        raise TypeError(_checks.complaint("images", "normalised floats", images.dtype))
+        raise TypeError(checks.error_message("images", "normalised floats", images.dtype))
     if preset is not None:
         mean, std = preset.mean, preset.std
     if images.ndim < 3 or images.shape[-3] not in (len(mean), len(std)) or len(mean) != len(std):
         expected = f"shape (..., {len(mean)}, H, W)"
-        raise ValueError(_checks.complaint("images", expected, _checks.shape_of(images)))
+        raise ValueError(checks.error_message("images", expected, checks.shape_of(images)))
     shift, scale = (images.new_tensor(v).reshape(-1, 1, 1) for v in (mean, std))
     return (images * scale + shift).clamp(0, 1)
 
@@ -214,13 +215,13 @@ def grid(
     rows = [list(row) for row in rows]
     columns = max((len(row) for row in rows), default=0)
     if columns == 0:
-        raise ValueError(_checks.complaint("rows", "at least one picture", "none"))
+        raise ValueError(checks.error_message("rows", "at least one picture", "none"))
     for name, labels, count in (
         ("row_labels", row_labels, len(rows)),
         ("column_labels", column_labels, columns),
     ):
         if labels is not None and len(labels) != count:
-            raise ValueError(_checks.complaint(name, f"{count} labels", len(labels)))
+            raise ValueError(checks.error_message(name, f"{count} labels", len(labels)))
     gap = 4
     widths = [max((r[c].width for r in rows if c < len(r)), default=0) for c in range(columns)]
     heights = [max((picture.height for picture in row), default=0) for row in rows]
@@ -275,31 +276,33 @@ def _look_up(colours: torch.Tensor, heatmaps: torch.Tensor) -> torch.Tensor:
 
 def _check_alpha(alpha: float) -> None:
     if not 0 <= alpha <= 1:
-        raise ValueError(_checks.complaint("alpha", "a number in [0, 1]", repr(alpha)))
+        raise ValueError(checks.error_message("alpha", "a number in [0, 1]", repr(alpha)))
 
 
 def _check_heatmaps(heatmaps: torch.Tensor, colormap: str) -> None:
-    _checks.tensor("heatmaps", heatmaps)
-    _checks.one_of("colormap", colormap, TABLES)
+    checks.tensor("heatmaps", heatmaps)
+    checks.one_of("colormap", colormap, TABLES)
     if heatmaps.ndim < 2:
-        got = _checks.shape_of(heatmaps) or "a number"
-        raise ValueError(_checks.complaint("heatmaps", "shape (..., H, W)", got))
+        got = checks.shape_of(heatmaps) or "a number"
+        raise ValueError(checks.error_message("heatmaps", "shape (..., H, W)", got))
     _in_unit_range("heatmaps", heatmaps, "camkit.normalize brings raw maps there")
 
 
 def _in_unit_range(name: str, values: torch.Tensor | np.ndarray[Any, Any], hint: str) -> None:
     if 0 in values.shape:
-        raise ValueError(_checks.complaint(name, "at least one value", _checks.shape_of(tuple(values.shape))))
+        raise ValueError(
+            checks.error_message(name, "at least one value", checks.shape_of(tuple(values.shape)))
+        )
     if isinstance(values, torch.Tensor):
         low, high = (value.item() for value in torch.aminmax(values.detach()))
     else:
         low, high = values.min().item(), values.max().item()
     if math.isnan(low):  # of all values, if one of them is
-        raise ValueError(_checks.complaint(name, "values in [0, 1]", "NaN"))
+        raise ValueError(checks.error_message(name, "values in [0, 1]", "NaN"))
     # What interpolation and float16 add to a 1 is no mistake of the caller's.
     if low < -1e-3 or high > 1 + 1e-3:
         got = f"values in [{low:.4g}, {high:.4g}]"
-        raise ValueError(_checks.complaint(name, "values in [0, 1]", got, hint))
+        raise ValueError(checks.error_message(name, "values in [0, 1]", got, hint))
 
 
 def _to_picture(image: ImageLike) -> Image.Image:
@@ -324,17 +327,17 @@ def _to_picture(image: ImageLike) -> Image.Image:
         array, axes = image, "(H, W, C) or (H, W), C one of 1, 3, 4"
     else:
         expected = "a PIL image, a path, a tensor or an array"
-        raise TypeError(_checks.complaint("image", expected, type(image).__name__))
+        raise TypeError(checks.error_message("image", expected, type(image).__name__))
     if array.ndim == 2:
         array = array[..., None]
     if array.ndim != 3 or array.shape[2] not in (1, 3, 4):
-        raise ValueError(_checks.complaint("image", f"shape {axes}", _checks.shape_of(image.shape)))
+        raise ValueError(checks.error_message("image", f"shape {axes}", checks.shape_of(image.shape)))
     if np.issubdtype(array.dtype, np.floating):
         hint = "camkit.denormalize undoes a preset's normalisation"
         _in_unit_range("image", array, hint)
         array = np.rint(array * np.float32(255)).astype(np.uint8)
     elif array.dtype != np.uint8:
-        raise TypeError(_checks.complaint("image", "uint8, or floats in [0, 1]", array.dtype))
+        raise TypeError(checks.error_message("image", "uint8, or floats in [0, 1]", array.dtype))
     return Image.fromarray(np.repeat(array, 3, axis=2) if array.shape[2] == 1 else array)
 
 

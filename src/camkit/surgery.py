@@ -10,11 +10,13 @@ from typing import Literal, NamedTuple, Self
 import torch
 from torch import nn
 
-from camkit import _checks, layers
-from camkit.dryrun import DryRun
-from camkit.layers import Location
-from camkit.layouts import Layout
-from camkit.trace import prototype, record
+from camkit._tools import checks
+from camkit.layers.dryrun import DryRun
+from camkit.layers.layouts import Layout
+from camkit.layers.location import Location, locate
+from camkit.layers.search import find_features
+from camkit.layers.trace import record
+from camkit.model.modules import layer_name, prototype, require_floats, unwrap
 
 
 class ClassMaps(NamedTuple):
@@ -164,16 +166,16 @@ def attach_gap_head(
     References:
         Zhou et al., *Learning Deep Features for Discriminative Localization*, CVPR 2016, sections 2 and 3.
     """
-    model = layers.unwrapped(model)
-    layers.require_floats(model)
-    _checks.one_of("pooling", pooling, ("avg", "max"))
-    _checks.positive("num_classes", num_classes)
+    model = unwrap(model)
+    require_floats(model)
+    checks.one_of("pooling", pooling, ("avg", "max"))
+    checks.positive("num_classes", num_classes)
     if conv_channels is not None:
-        _checks.positive("conv_channels", conv_channels)
-    _checks.lengths("input_shape", "positive lengths (C, H, W)", input_shape)
-    name = None if layer is None else layers.name_of(model, layer)
+        checks.positive("conv_channels", conv_channels)
+    checks.lengths("input_shape", "positive lengths (C, H, W)", input_shape)
+    name = None if layer is None else layer_name(model, layer)
     dry = DryRun.of(model, (2, *input_shape))
-    place = layers.find_features(dry) if name is None else layers.locate(dry, name)
+    place = find_features(dry) if name is None else locate(dry, name)
     head = _head(model, place, num_classes, pooling, conv_channels)
     net = CAMNet(_trunk(model, place), head, place.name, frozen=freeze)
     return net.train(model.training)
@@ -250,7 +252,7 @@ def _trunk(model: nn.Module, place: Location) -> nn.Module:
     ancestors = [".".join(parts[:depth]) for depth in range(len(parts))]
     # Where an identity does not fit (an attention with three inputs), the layer's own block stays whole.
     while True:
-        trunk = _copy(model, _run_after(model, place, ancestors))
+        trunk = _copy(model, _modules_after(model, place, ancestors))
         try:
             again = record(trunk, trace.input_shape, place.dry.device)
             (same,) = again.outputs_of(place.name)
@@ -260,11 +262,11 @@ def _trunk(model: nn.Module, place: Location) -> nn.Module:
             return trunk
         if not ancestors:
             expected = "a model whose copy does what it does"
-            raise ValueError(_checks.complaint("model", expected, place.dry.kind))
+            raise ValueError(checks.error_message("model", expected, place.dry.kind))
         ancestors.pop()
 
 
-def _run_after(model: nn.Module, place: Location, ancestors: Sequence[str]) -> list[nn.Module]:
+def _modules_after(model: nn.Module, place: Location, ancestors: Sequence[str]) -> list[nn.Module]:
     """The children of these modules that take no part in what the layer gives."""
     trace = place.dry.trace
     end = [name for name, _ in trace.calls].index(place.name)
@@ -289,4 +291,4 @@ def _copy(model: nn.Module, dead: Sequence[nn.Module]) -> nn.Module:
     except Exception as error:
         expected = "a model that copy.deepcopy can copy"
         got = f"{type(model).__name__} ({type(error).__name__}: {error})"
-        raise TypeError(_checks.complaint("model", expected, got)) from error
+        raise TypeError(checks.error_message("model", expected, got)) from error

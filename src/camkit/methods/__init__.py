@@ -1,8 +1,8 @@
 """The methods: each a class whose :meth:`map` is its paper's formula and nothing else."""
 
-from camkit.explainer import Explainer
 from camkit.methods.activation import FEM, KPCACAM, EigenCAM, RandomCAM
 from camkit.methods.cam import CAM
+from camkit.methods.explainer import Explainer
 from camkit.methods.fullgrad import FullGrad
 from camkit.methods.gradient import (
     EigenGradCAM,

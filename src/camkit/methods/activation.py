@@ -4,11 +4,11 @@ from dataclasses import dataclass
 
 import torch
 
-from camkit import _checks, _random
-from camkit.evidence import Evidence
-from camkit.explainer import Explainer
+from camkit._tools import checks, noise
 from camkit.maps import full_precision, weighted_sum
-from camkit.methods._principal import first_component, positions_by_channels, principal_map, with_sign_of
+from camkit.methods.explainer import Explainer
+from camkit.methods.principal import first_component, positions_by_channels, principal_map, with_sign_of
+from camkit.passes.evidence import Evidence
 
 
 class EigenCAM(Explainer):
@@ -38,7 +38,7 @@ class EigenCAM(Explainer):
     def map(self, evidence: Evidence) -> torch.Tensor:
         """The raw maps ``(N, K, *spatial)``, the same for each k."""
         activation = evidence.activation[:, None]
-        return _for_each_score(principal_map(activation, evidence.location.name), evidence)
+        return _repeat_for_scores(principal_map(activation, evidence.location.name), evidence)
 
 
 @dataclass(eq=False, kw_only=True)
@@ -74,7 +74,7 @@ class KPCACAM(Explainer):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.gamma is not None:
-            _checks.not_negative("gamma", self.gamma)
+            checks.not_negative("gamma", self.gamma)
 
     def map(self, evidence: Evidence) -> torch.Tensor:
         """The raw maps ``(N, K, *spatial)``, the same for each k."""
@@ -91,7 +91,7 @@ class KPCACAM(Explainer):
             + kernel.mean((2, 3), keepdim=True)
         )
         component = with_sign_of(first_component(kernel), centred.sum(3))
-        return _for_each_score(component.reshape(len(matrix), 1, *activation.shape[3:]), evidence)
+        return _repeat_for_scores(component.reshape(len(matrix), 1, *activation.shape[3:]), evidence)
 
 
 @dataclass(eq=False, kw_only=True)
@@ -127,7 +127,7 @@ class FEM(Explainer):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _checks.not_negative("sigmas", self.sigmas)
+        checks.not_negative("sigmas", self.sigmas)
 
     def map(self, evidence: Evidence) -> torch.Tensor:
         """The raw maps ``(N, K, *spatial)``, the same for each k."""
@@ -137,7 +137,7 @@ class FEM(Explainer):
         varies = flat.amax(2, keepdim=True) > flat.amin(2, keepdim=True)
         strong = (flat >= mean + self.sigmas * deviation) & varies
         found = (mean * strong).sum(1)
-        return _for_each_score(found.reshape(len(flat), 1, *evidence.activation.shape[2:]), evidence)
+        return _repeat_for_scores(found.reshape(len(flat), 1, *evidence.activation.shape[2:]), evidence)
 
 
 @dataclass(eq=False, kw_only=True)
@@ -166,16 +166,16 @@ class RandomCAM(Explainer):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _checks.seed(self.seed)
+        checks.seed(self.seed)
 
     def map(self, evidence: Evidence) -> torch.Tensor:
         """The raw maps ``(N, K, *spatial)``, the same for each k; never negative."""
         activation = evidence.activation
-        weights = _random.uniform(activation.shape[1:2], activation, self.seed)
+        weights = noise.uniform(activation.shape[1:2], activation, self.seed)
         found = weighted_sum(weights.expand(len(activation), 1, -1), activation).relu()
-        return _for_each_score(found, evidence)
+        return _repeat_for_scores(found, evidence)
 
 
-def _for_each_score(found: torch.Tensor, evidence: Evidence) -> torch.Tensor:
+def _repeat_for_scores(found: torch.Tensor, evidence: Evidence) -> torch.Tensor:
     """Maps ``(N, 1, *spatial)`` repeated for each of K scores."""
     return found.repeat_interleave(evidence.scores.shape[1], 1)

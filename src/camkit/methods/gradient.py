@@ -4,11 +4,13 @@ from dataclasses import dataclass
 
 import torch
 
-from camkit import _checks, _process, _random
-from camkit.evidence import Evidence, gradients
-from camkit.explainer import Explainer
-from camkit.maps import ratio, weighted_sum
-from camkit.methods._principal import principal_map
+from camkit._tools import checks, noise
+from camkit.backward.gradients import gradients
+from camkit.maps import safe_divide, weighted_sum
+from camkit.methods.explainer import Explainer
+from camkit.methods.principal import principal_map
+from camkit.model.state import math_attention
+from camkit.passes.evidence import Evidence
 
 
 class GradCAM(Explainer):
@@ -100,7 +102,7 @@ def _plus_plus(
     """Grad-CAM++'s map of the first three derivatives ``(N, K, C, *spatial)``."""
     total = activation.flatten(2).sum(2)[:, None, :, None]
     first, second, third = first.flatten(3), second.flatten(3), third.flatten(3)
-    alpha = ratio(second, 2 * second + third * total)
+    alpha = safe_divide(second, 2 * second + third * total)
     return weighted_sum((alpha * first.relu()).sum(3), activation).relu()
 
 
@@ -139,21 +141,21 @@ class SmoothGradCAMPlusPlus(Explainer):
     paper = "Omeiza et al., 2019"
     passes = "1 + n forward, n backward"
     needs_gradient = True
-    taps_gradient = False
+    gradient_in_first_pass = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _checks.positive("samples", self.samples)
-        _checks.not_negative("std", self.std)
-        _checks.seed(self.seed)
+        checks.positive("samples", self.samples)
+        checks.not_negative("std", self.std)
+        checks.seed(self.seed)
 
     def map(self, evidence: Evidence) -> torch.Tensor:
         """The raw maps ``(N, K, *spatial)``, never negative."""
         x, activation = evidence.x, evidence.activation
         total = activation.new_zeros(3, len(x), evidence.scores.shape[1], *activation.shape[1:])
         for sample in range(self.samples):
-            noise = self.std * _random.normal(x.shape[1:], x, self.seed, sample)
-            g = evidence.at(x + noise).gradient
+            shift = self.std * noise.normal(x.shape[1:], x, self.seed, sample)
+            g = evidence.at(x + shift).gradient
             total += torch.stack([g, g**2, g**3])
         return _plus_plus(activation, *(total / self.samples))
 
@@ -189,7 +191,7 @@ class XGradCAM(Explainer):
         activation = evidence.activation
         total = activation.flatten(2).sum(2)[:, None]
         product = (evidence.gradient * activation[:, None]).flatten(3).sum(3)
-        return weighted_sum(ratio(product, total), activation).relu()
+        return weighted_sum(safe_divide(product, total), activation).relu()
 
 
 class HiResCAM(Explainer):
@@ -309,13 +311,13 @@ class ShapleyCAM(Explainer):
     paper = "Cai, 2025"
     passes = "1 forward, 2 backward; the head again"
     needs_gradient = True
-    taps_gradient = False
+    gradient_in_first_pass = False
 
     def map(self, evidence: Evidence) -> torch.Tensor:
         """The raw maps ``(N, K, *spatial)``, never negative."""
         activation, name = evidence.activation, evidence.location.name
         weights = []
-        with torch.enable_grad(), _process.open_attention():
+        with torch.enable_grad(), math_attention():
             leaf = activation.clone().requires_grad_()
             scores = evidence.rescore(leaf[None])[0]
             for k in range(scores.shape[1]):

@@ -3,17 +3,17 @@
 import torch
 from torch import nn
 
-from camkit import _checks, layers
-from camkit._modules import modules_of
-from camkit.dryrun import explaining_errors
-from camkit.evidence import Evidence, gradients
-from camkit.inputs import Input, Inputs
+from camkit._tools import checks
+from camkit.backward.gradients import gradients
+from camkit.backward.propagation import Propagation, vector_jacobian, with_backward
+from camkit.functions import RELUS, Call
+from camkit.layers.dryrun import explaining_errors
 from camkit.methods.gradient import GradCAM
-from camkit.propagation import Call, Propagation, swap, vector_jacobian
-from camkit.tap import as_found
-from camkit.targets import Bound, Target, bind
-
-_RELUS = ("relu", "relu6", "hardtanh")
+from camkit.model.inputs import Input, Inputs
+from camkit.model.modules import modules_of, require_floats, unwrap
+from camkit.model.state import restored_on_exit
+from camkit.passes.evidence import Evidence
+from camkit.targets.binding import Bound, Target, bind
 
 
 class GuidedGradCAM(GradCAM):
@@ -72,11 +72,11 @@ def guided_backprop(model: nn.Module, x: Input, target: Target = None) -> torch.
     References:
         Springenberg et al., *Striving for Simplicity: The All Convolutional Net*, ICLR Workshop 2015.
     """
-    model = layers.unwrapped(model)
-    layers.require_floats(model)
+    model = unwrap(model)
+    require_floats(model)
     modules = modules_of(model)
-    inputs = Inputs.admitted(x, modules)
-    with as_found(modules):
+    inputs = Inputs.checked(x, modules)
+    with restored_on_exit(modules):
         found, single = _guided(model, inputs, target)
     return found[:, 0] if single else found
 
@@ -85,14 +85,14 @@ def _guided(model: nn.Module, inputs: Inputs, target: Target | Bound) -> tuple[t
     """Guided backpropagation ``(N, K, C, *size)``, and whether one score per image was asked for."""
     with torch.enable_grad():
         leaf = inputs.images.detach().clone().requires_grad_()
-        rules = dict.fromkeys(_RELUS, _positive_only)
+        rules = dict.fromkeys(RELUS, _positive_only)
         with explaining_errors(model, inputs), Propagation(leaf, rules) as functions:
             output = inputs.run(model, leaf)
         score = bind(target, output, len(leaf)).score(output)
         rows = score.reshape(len(leaf), -1)
-    if functions.met.isdisjoint(_RELUS):
+    if functions.met.isdisjoint(RELUS):
         got = f"{type(model).__name__}, which uses none"
-        raise ValueError(_checks.complaint("model", "a network with ReLUs to guide", got))
+        raise ValueError(checks.error_message("model", "a network with ReLUs to guide", got))
     return gradients(rows, leaf), score.ndim == 1
 
 
@@ -100,4 +100,4 @@ def _positive_only(call: Call) -> torch.Tensor:
     def backward(arriving: torch.Tensor, x: torch.Tensor) -> tuple[torch.Tensor]:
         return (vector_jacobian(call.run, x, arriving.relu()),)
 
-    return swap(call.run, backward, call.args[0])
+    return with_backward(call.run, backward, call.args[0])

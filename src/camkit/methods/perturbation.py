@@ -6,11 +6,14 @@ from typing import Any
 
 import torch
 
-from camkit import _checks, _random, layers, maps, targets
-from camkit.dryrun import DryRun
-from camkit.evidence import Evidence
-from camkit.explainer import Explainer
-from camkit.layers import Location
+from camkit import maps
+from camkit._tools import checks, noise
+from camkit.layers.dryrun import DryRun
+from camkit.layers.location import Location
+from camkit.layers.search import find_stages
+from camkit.methods.explainer import Explainer
+from camkit.passes.evidence import Evidence
+from camkit.targets.binding import softmax
 
 
 @dataclass(eq=False, kw_only=True)
@@ -31,10 +34,10 @@ class Perturbing(Explainer):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _checks.positive("chunk_size", self.chunk_size)
+        checks.positive("chunk_size", self.chunk_size)
         if self.progress is not None and not callable(self.progress):
             expected = "a function that wraps an iterable, such as tqdm.tqdm"
-            raise TypeError(_checks.complaint("progress", expected, type(self.progress).__name__))
+            raise TypeError(checks.error_message("progress", expected, type(self.progress).__name__))
 
     def copies_a_pass(self, images: int) -> int:
         """How many copies of a batch of N images go into one pass."""
@@ -74,7 +77,7 @@ class MaskingInput(Perturbing):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.channels is not None:
-            _checks.positive("channels", self.channels)
+            checks.positive("channels", self.channels)
 
     def scored(self, evidence: Evidence) -> torch.Tensor:
         """The channels that are scored, C of them, ``(N, C, *spatial)``."""
@@ -101,7 +104,7 @@ class MaskingInput(Perturbing):
         self, evidence: Evidence, channels: int, masks: Callable[[range], torch.Tensor]
     ) -> torch.Tensor:
         """Means over samples of the probabilities, or scores, of the input behind masks, ``(N, K, C)``."""
-        x, probability = evidence.x, evidence.bound.of_classes(targets.softmax)
+        x, probability = evidence.x, evidence.bound.with_formula(softmax)
 
         def rescore(chunk: range) -> torch.Tensor:
             outputs = evidence.outputs_of_images(x * masks(chunk)[:, :, None].to(x))
@@ -180,14 +183,14 @@ class SSCAM(MaskingInput):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _checks.positive("samples", self.samples)
-        _checks.not_negative("std", self.std)
-        _checks.seed(self.seed)
+        checks.positive("samples", self.samples)
+        checks.not_negative("std", self.std)
+        checks.seed(self.seed)
 
     def masks(self, evidence: Evidence, activation: torch.Tensor, chunk: range) -> torch.Tensor:
         """Masks of the channels with noise."""
         channels, *size = activation.shape[1:]
-        noise = torch.stack([_random.normal(size, activation, self.seed, i) for i in chunk])
+        noise = torch.stack([noise.normal(size, activation, self.seed, i) for i in chunk])
         return to_masks(evidence, activation[:, [i % channels for i in chunk]] + self.std * noise)
 
 
@@ -224,7 +227,7 @@ class ISCAM(MaskingInput):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _checks.positive("samples", self.samples)
+        checks.positive("samples", self.samples)
 
     def masks(self, evidence: Evidence, activation: torch.Tensor, chunk: range) -> torch.Tensor:
         """Masks of the channels, scaled by the step."""
@@ -269,7 +272,7 @@ class AblationCAM(Perturbing):
         # To leave out what is zero in all images changes nothing, and a ReLU leaves many such channels.
         (channels,) = activation.flatten(2).any(2).any(0).nonzero(as_tuple=True)
         # The same memory for every pass: to copy what stays as it is would cost more than the head does.
-        rows, edited = evidence.copies(min(self.copies_a_pass(images), max(1, len(channels))))
+        rows, edited = evidence.editable_copies(min(self.copies_a_pass(images), max(1, len(channels))))
 
         def rescore(chunk: range) -> torch.Tensor:
             left_out = torch.arange(len(chunk)), slice(None), channels[chunk.start : chunk.stop]
@@ -283,7 +286,7 @@ class AblationCAM(Perturbing):
         if len(channels):
             without[:, :, channels] = self.in_chunks(rescore, len(channels), images).permute(1, 2, 0)
         evidence.require_reach(scores - without)
-        weights = maps.ratio(scores - without, scores)
+        weights = maps.safe_divide(scores - without, scores)
         return maps.weighted_sum(weights, activation).relu()
 
 
@@ -329,12 +332,12 @@ class PolyCAM(MaskingInput):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _checks.one_of("weights", self.weights, ("+", "-", "+-"))
-        _checks.one_of("fuse", self.fuse, ("mean",))  # it has its own way to join layers
+        checks.one_of("weights", self.weights, ("+", "-", "+-"))
+        checks.one_of("fuse", self.fuse, ("mean",))  # it has its own way to join layers
 
     def find(self, dry: DryRun) -> list[Location]:
         """The last layer of each resolution, up to the one that Grad-CAM looks at."""
-        return layers.find_stages(dry)
+        return find_stages(dry)
 
     def map(self, evidence: Evidence) -> torch.Tensor:
         """One layer's I, ``(N, K, *spatial)``."""
@@ -351,7 +354,7 @@ class PolyCAM(MaskingInput):
         if self.weights != "-":
             weights = weights + self.masked_scores(evidence, channels, kept)
         if self.weights != "+":
-            whole = evidence.bound.of_classes(targets.softmax)(evidence.output).reshape(evidence.scores.shape)
+            whole = evidence.bound.with_formula(softmax)(evidence.output).reshape(evidence.scores.shape)
             weights = weights + whole[:, :, None] - self.masked_scores(evidence, channels, lost)
         return maps.weighted_sum(weights.relu(), activation).relu()
 
@@ -361,7 +364,7 @@ class PolyCAM(MaskingInput):
         for part in reversed(finer):
             size = part.shape[2:]
             local = maps.resize(maps.resize(part, found.shape[2:]), size)
-            found = maps.ratio(part, local) * maps.resize(found, size)
+            found = maps.safe_divide(part, local) * maps.resize(found, size)
         return found
 
 

@@ -2,11 +2,13 @@
 
 import torch
 
-from camkit import _checks, deeplift, lrp
-from camkit._nested import tensors_in
-from camkit.evidence import Evidence, gradients
-from camkit.explainer import Explainer
+from camkit._tools import checks
+from camkit._tools.nested import tensors_in
+from camkit.backward import deeplift, lrp
+from camkit.backward.gradients import gradients
 from camkit.maps import weighted_sum
+from camkit.methods.explainer import Explainer
+from camkit.passes.evidence import Evidence
 
 # How much of a score may go astray before somebody is told.
 _TOLERANCE = 0.05
@@ -39,7 +41,7 @@ class LIFTCAM(Explainer):
     paper = "Jung and Oh, ICCV 2021"
     passes = "1 forward, 1 backward; the head twice"
     needs_gradient = True
-    taps_gradient = False
+    gradient_in_first_pass = False
 
     def map(self, evidence: Evidence) -> torch.Tensor:
         """The raw maps ``(N, K, *spatial)``, never negative."""
@@ -49,7 +51,7 @@ class LIFTCAM(Explainer):
         rounding = torch.finfo(sums.dtype).eps ** 0.5 * evidence.scores.abs()
         if (missing > rounding + _TOLERANCE * torch.maximum(sums.abs(), differences.abs())).any():
             worst, place = missing.argmax(), evidence.location
-            _checks.warn(
+            checks.warn(
                 f"LIFTCAM: {place.dry.kind} after {place.name!r}, or the target, has functions for which "
                 f"DeepLIFT has no rule: contributions sum to {sums.flatten()[worst]:.4g} where the score "
                 f"changes by {differences.flatten()[worst]:.4g}"
@@ -101,12 +103,12 @@ class RelevanceCAM(Explainer):
     paper = "Lee et al., CVPR 2021"
     passes = "1 forward, 3 backward; the head again"
     needs_gradient = True
-    taps_gradient = False
+    gradient_in_first_pass = False
 
     def map(self, evidence: Evidence) -> torch.Tensor:
         """The raw maps ``(N, K, *spatial)``, signed."""
         activation, place = evidence.activation, evidence.location
-        start = evidence.bound.of_classes(_against_the_others)
+        start = evidence.bound.with_formula(_against_the_others)
         with torch.enable_grad():
             leaf = activation.clone().requires_grad_()
             with lrp.Relevance(leaf, place.dry.kind) as rules:
@@ -117,7 +119,7 @@ class RelevanceCAM(Explainer):
         ends = [tensor for tensor in tensors_in(output) if tensor.requires_grad]
         ratio = rules.conservation(ends, scores, leaf)
         if abs(ratio - 1) > _TOLERANCE:
-            _checks.warn(
+            checks.warn(
                 f"RelevanceCAM: {ratio:.3g} of the relevance at the output of {place.dry.kind} comes through "
                 f"to {place.name!r}: the rules do not conserve relevance on this architecture"
             )

@@ -1,0 +1,1 @@
+"""Backward passes: gradients, and rules in the place of gradients."""

@@ -1,0 +1,152 @@
+r"""Layer-wise relevance propagation: the score handed back from each sum to its summands.
+
+The rules are those of Relevance-CAM: linear layers and convolutions by :math:`\alpha = 1, \beta = 0`, sums
+and average poolings in proportion, the winner of a max pooling takes all, normalisation by fixed statistics
+and ReLU hand on what they get. What changes the shape only keeps its gradient, and so do forks, where
+relevances add up.
+
+References:
+    Lee et al., *Relevance-CAM: Your Model Already Knows Where to Look*, CVPR 2021; Bach et al., *On
+    Pixel-Wise Explanations for Non-Linear Classifier Decisions by Layer-Wise Relevance Propagation*, PLOS
+    ONE 2015.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+
+from camkit._tools import checks
+from camkit._tools.nested import tensors_in
+from camkit.backward.propagation import Propagation, vector_jacobian, with_backward
+from camkit.functions import AVERAGES, LINEAR, PASS, SHAPES, Call
+from camkit.maps import safe_divide
+
+
+class Relevance(Propagation):
+    """A context in which gradients by ``start`` are relevances.
+
+    Args:
+        start: the activation down to which relevance goes.
+        kind: class of the model, for messages.
+
+    Raises:
+        ValueError: within it, at a function that has no rule.
+    """
+
+    def __init__(self, start: torch.Tensor, kind: str) -> None:
+        rules: dict[str, Callable[[Call], Any]] = dict.fromkeys(SHAPES, lambda call: call.run())
+        rules |= dict.fromkeys(PASS, self._pass_through) | dict.fromkeys(AVERAGES, self._in_proportion)
+        rules |= dict.fromkeys(LINEAR, self._z_plus) | {
+            "add": self._add,
+            "mul": self._scale,
+            "div": self._scale,
+        }
+        super().__init__(start, rules, self._refuse)
+        self._kind = kind
+        self._lost: list[torch.Tensor] | None = None
+
+    def conservation(
+        self, outputs: Sequence[torch.Tensor], scores: torch.Tensor, start: torch.Tensor
+    ) -> float:
+        """How much of the relevance that starts comes through, 1 if the rules conserve it.
+
+        Relevance of both signs could cancel, so that it starts with the magnitudes of the gradient of the
+        scores by the outputs. What reaches the input by a way around the layer counts as come through.
+
+        Args:
+            outputs: the model's outputs, made in this context.
+            scores: the scores, made of them.
+            start: where the context begins.
+        """
+        ones = torch.ones_like(scores)
+        towards: tuple[torch.Tensor | None, ...] = torch.autograd.grad(
+            scores, outputs, ones, retain_graph=True, allow_unused=True
+        )
+        begun = [(o, t.abs()) for o, t in zip(outputs, towards, strict=True) if t is not None]
+        self._lost = []
+        torch.autograd.grad([o for o, _ in begun], start, [t for _, t in begun], retain_graph=True)
+        lost, self._lost = sum(float(part) for part in self._lost), None
+        total = sum(float(t.sum()) for _, t in begun)
+        return 1 - lost / total if total else 1.0
+
+    def _tracking_losses(self, backward: Callable[..., tuple[torch.Tensor, ...]]) -> Callable[..., Any]:
+        """A rule that tells, while :meth:`conservation` asks, how much relevance it loses."""
+
+        def rule(relevance: torch.Tensor, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            parts = backward(relevance, *inputs)
+            if self._lost is not None:
+                self._lost.append(relevance.double().sum() - sum(part.double().sum() for part in parts))
+            return parts
+
+        return rule
+
+    def _pass_through(self, call: Call) -> torch.Tensor:
+        return with_backward(call.run, lambda relevance: (relevance,), call.args[0], keep=False)
+
+    def _in_proportion(self, call: Call) -> torch.Tensor:
+        def backward(relevance: torch.Tensor, x: torch.Tensor) -> tuple[torch.Tensor]:
+            share = safe_divide(relevance, call.run(x))
+            return (x * vector_jacobian(call.run, x, share),)
+
+        return with_backward(call.run, self._tracking_losses(backward), call.args[0])
+
+    def _z_plus(self, call: Call) -> torch.Tensor:
+        given = dict(zip(("input", "weight", "bias"), call.args, strict=False)) | call.kwargs
+        x, weight, bias = given.pop("input"), given.pop("weight"), given.pop("bias", None)
+        if call.reached(weight):
+            self._refuse(call)
+
+        def run(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+            result: torch.Tensor = call.function(x, weight, bias, *call.args[3:], **given)
+            return result
+
+        def backward(relevance: torch.Tensor, x: torch.Tensor) -> tuple[torch.Tensor]:
+            w = weight.detach()
+            signs = [(x.clamp(min=0), w.clamp(min=0)), (x.clamp(max=0), w.clamp(max=0))]
+            share = safe_divide(relevance, run(*signs[0]) + run(*signs[1]))
+            first, second = (x * vector_jacobian(partial(run, weight=w), x, share) for x, w in signs)
+            return (first + second,)
+
+        return with_backward(lambda x: run(x, weight, bias), self._tracking_losses(backward), x)
+
+    def _add(self, call: Call) -> torch.Tensor:
+        x, other = call.args[:2]
+        if call.kwargs:
+            self._refuse(call)
+        if not call.reached(x):
+            x, other = other, x
+        if not call.reached(other) and _is_constant(other, x):  # a bias: it gets nothing
+            return with_backward(lambda x: x + other, lambda relevance: (relevance,), x, keep=False)
+
+        def backward(relevance: torch.Tensor, *summands: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            share = safe_divide(relevance, torch.stack(summands).sum(0))
+            return tuple((s * share).sum_to_size(s.shape) for s in summands)
+
+        return with_backward(torch.add, self._tracking_losses(backward), x, other)
+
+    def _scale(self, call: Call) -> torch.Tensor:
+        x, other = call.args[:2]
+        if call.name == "mul" and not call.reached(x):
+            x, other = other, x
+        if call.kwargs or call.reached(other) or not call.reached(x) or not _is_constant(other, x):
+            self._refuse(call)
+        return with_backward(lambda x: call.function(x, other), lambda relevance: (relevance,), x, keep=False)
+
+    def _refuse(self, call: Call) -> Any:
+        result = call.run()
+        if any(t.is_floating_point() for t in tensors_in(result)):
+            expected = "an architecture of convolutions, linear layers, ReLUs, poolings and sums"
+            got = f"{self._kind}, which uses {call.name!r} after the layer"
+            hint = "there relevance has no rule; a method of gradients serves"
+            raise ValueError(checks.error_message("model", expected, got, hint))
+        return result
+
+
+def _is_constant(value: object, like: torch.Tensor) -> bool:
+    """Whether a value is no activation: a number, a parameter, or without a row for each of a batch."""
+    if not isinstance(value, torch.Tensor) or isinstance(value, nn.Parameter):
+        return True
+    return value.ndim < like.ndim or len(value) != len(like)

@@ -1,0 +1,1 @@
+"""A method over a whole data set."""

@@ -1,0 +1,1 @@
+"""Finding the layer that a map is made at, by a dry run of the model."""
