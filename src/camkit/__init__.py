@@ -24,7 +24,7 @@ from camkit.layers.location import LayerInfo, list_layers
 from camkit.maps import normalize
 from camkit.methods import METHODS
 from camkit.methods.activation import FEM, KPCACAM, EigenCAM, RandomCAM
-from camkit.methods.base import Explanation
+from camkit.methods.base import Explanation, Method
 from camkit.methods.cam import CAM
 from camkit.methods.explainer import Explainer
 from camkit.methods.fullgrad import FullGrad
@@ -76,6 +76,7 @@ __all__ = [
     "LayerInfo",
     "Layout",
     "LeGrad",
+    "Method",
     "PolyCAM",
     "RandomCAM",
     "RelevanceCAM",

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from camkit._tools import checks
 from camkit.backward.propagation import Propagation, vector_jacobian, with_backward
-from camkit.functions import ELEMENTWISE, MAX_POOLINGS, Call
+from camkit.functions import ACTIVATIONS, MAX_WINDOWS, Call
 from camkit.maps import safe_divide
 
 
@@ -28,7 +28,7 @@ class Recorded(Propagation):
 
     def __init__(self, start: torch.Tensor) -> None:
         self.inputs: list[torch.Tensor] = []
-        super().__init__(start, dict.fromkeys(ELEMENTWISE | MAX_POOLINGS, self._keep))
+        super().__init__(start, dict.fromkeys(ACTIVATIONS | MAX_WINDOWS, self._keep))
 
     def _keep(self, call: Call) -> torch.Tensor:
         self.inputs.append(call.args[0].clone())
@@ -46,7 +46,7 @@ def multipliers(start: torch.Tensor, reference: Recorded) -> Propagation:
     inputs = iter(reference.inputs)
 
     def rule(call: Call) -> torch.Tensor:
-        back = _max_pool if call.name in MAX_POOLINGS else _rescale
+        back = _max_pool if call.name in MAX_WINDOWS else _rescale
         then = next(inputs, None)
         if then is None or then.shape != call.args[0].shape:
             expected = "one that does the same with an activation of zeros, which DeepLIFT compares with"
@@ -54,7 +54,7 @@ def multipliers(start: torch.Tensor, reference: Recorded) -> Propagation:
             raise ValueError(checks.error_message("model", expected, got))
         return with_backward(call.run, lambda arriving, x: (back(call, arriving, x, then),), call.args[0])
 
-    return Propagation(start, dict.fromkeys(ELEMENTWISE | MAX_POOLINGS, rule))
+    return Propagation(start, dict.fromkeys(ACTIVATIONS | MAX_WINDOWS, rule))
 
 
 def _rescale(call: Call, arriving: torch.Tensor, now: torch.Tensor, then: torch.Tensor) -> torch.Tensor:

@@ -1,13 +1,12 @@
 """Gradients of several scores."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
 
 import torch
 
-from camkit import maps
 from camkit._tools import checks
 
 
@@ -83,33 +82,29 @@ def _is_plain_head(scores: torch.Tensor) -> bool:
     return True
 
 
-def gradient_times_factor(
-    scores: torch.Tensor, places: list[tuple[torch.Tensor, torch.Tensor]]
-) -> list[torch.Tensor]:
-    """Of each place and its factor, the gradient of the scores ``(N, K)`` by it times that factor.
+def gradients_by_each(scores: torch.Tensor, leaves: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """The gradient of each score ``(N, K)`` by each of several tensors, as ``(N, K, ...)``.
 
     Args:
-        scores: what to derive.
-        places: the input first, then what was added for each bias; each with its factor.
+        scores: the scores.
+        leaves: the tensors, the input first.
 
     Returns:
-        For each, shape ``(N, K, ...)``, in single precision or better; zeros where no score depends on it.
+        For each tensor its gradients, outside any graph; zeros where no score depends on it.
 
     Raises:
         ValueError: if the scores do not depend on the input.
     """
-    leaves = [leaf for leaf, _ in places]
-    found: list[list[torch.Tensor]] = [[] for _ in places]
+    found: list[list[torch.Tensor]] = [[] for _ in leaves]
     for k in range(scores.shape[1]):
         start = torch.zeros_like(scores)
         start[:, k] = 1
-        gradients: tuple[torch.Tensor | None, ...] = (None,)
+        each: tuple[torch.Tensor | None, ...] = (None,)
         if scores.requires_grad:
-            gradients = torch.autograd.grad(scores, leaves, start, retain_graph=True, allow_unused=True)
-        if gradients[0] is None:
+            each = torch.autograd.grad(scores, leaves, start, retain_graph=True, allow_unused=True)
+        if each[0] is None:
             expected = "a score that depends on the input through a gradient"
             raise ValueError(checks.error_message("target", expected, "one that does not"))
-        for made, gradient, (leaf, factor) in zip(found, gradients, places, strict=True):
-            product = torch.zeros_like(leaf) if gradient is None else maps.at_least_float32(gradient) * factor
-            made.append(maps.at_least_float32(product))
+        for made, gradient, leaf in zip(found, each, leaves, strict=True):
+            made.append(torch.zeros_like(leaf) if gradient is None else gradient)
     return [torch.stack(made, 1).detach() for made in found]

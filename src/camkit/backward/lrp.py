@@ -21,7 +21,7 @@ from torch import nn
 from camkit._tools import checks
 from camkit._tools.nested import tensors_in
 from camkit.backward.propagation import Propagation, vector_jacobian, with_backward
-from camkit.functions import AVERAGES, LINEAR, PASS, SHAPES, Call
+from camkit.functions import AVERAGE_POOLINGS, KEEP_RELEVANCE, LINEAR, PASS_RELEVANCE, SCALINGS, SUMS, Call
 from camkit.maps import safe_divide
 
 
@@ -37,13 +37,12 @@ class Relevance(Propagation):
     """
 
     def __init__(self, start: torch.Tensor, kind: str) -> None:
-        rules: dict[str, Callable[[Call], Any]] = dict.fromkeys(SHAPES, lambda call: call.run())
-        rules |= dict.fromkeys(PASS, self._pass_through) | dict.fromkeys(AVERAGES, self._in_proportion)
-        rules |= dict.fromkeys(LINEAR, self._z_plus) | {
-            "add": self._add,
-            "mul": self._scale,
-            "div": self._scale,
-        }
+        rules: dict[str, Callable[[Call], Any]] = dict.fromkeys(KEEP_RELEVANCE, lambda call: call.run())
+        rules |= dict.fromkeys(PASS_RELEVANCE, self._pass_through) | dict.fromkeys(
+            AVERAGE_POOLINGS, self._in_proportion
+        )
+        rules |= dict.fromkeys(LINEAR, self._z_plus) | dict.fromkeys(SUMS, self._add)
+        rules |= dict.fromkeys(SCALINGS, self._scale)
         super().__init__(start, rules, self._refuse)
         self._kind = kind
         self._lost: list[torch.Tensor] | None = None
@@ -96,7 +95,7 @@ class Relevance(Propagation):
     def _z_plus(self, call: Call) -> torch.Tensor:
         given = dict(zip(("input", "weight", "bias"), call.args, strict=False)) | call.kwargs
         x, weight, bias = given.pop("input"), given.pop("weight"), given.pop("bias", None)
-        if call.reached(weight):
+        if self.reached(weight):
             self._refuse(call)
 
         def run(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
@@ -116,9 +115,9 @@ class Relevance(Propagation):
         x, other = call.args[:2]
         if call.kwargs:
             self._refuse(call)
-        if not call.reached(x):
+        if not self.reached(x):
             x, other = other, x
-        if not call.reached(other) and _is_constant(other, x):  # a bias: it gets nothing
+        if not self.reached(other) and _is_constant(other, x):  # a bias: it gets nothing
             return with_backward(lambda x: x + other, lambda relevance: (relevance,), x, keep=False)
 
         def backward(relevance: torch.Tensor, *summands: torch.Tensor) -> tuple[torch.Tensor, ...]:
@@ -129,9 +128,9 @@ class Relevance(Propagation):
 
     def _scale(self, call: Call) -> torch.Tensor:
         x, other = call.args[:2]
-        if call.name == "mul" and not call.reached(x):
+        if call.name == "mul" and not self.reached(x):
             x, other = other, x
-        if call.kwargs or call.reached(other) or not call.reached(x) or not _is_constant(other, x):
+        if call.kwargs or self.reached(other) or not self.reached(x) or not _is_constant(other, x):
             self._refuse(call)
         return with_backward(lambda x: call.function(x, other), lambda relevance: (relevance,), x, keep=False)
 

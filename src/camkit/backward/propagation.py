@@ -5,31 +5,30 @@ torch function as it is called, whether a module calls it or the model's own cod
 """
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
-from torch.nn import functional as F
-from torch.overrides import TorchFunctionMode
 
 from camkit._tools.nested import tensors_in
-from camkit.functions import ELEMENTWISE, IN_PLACE, Call, out_of_place
+from camkit.functions import ACTIVATIONS, Call, FunctionMode, is_in_place, out_of_place, without_in_place_flag
 
 Rule = Callable[[Call], Any]
 
 
-class Propagation(TorchFunctionMode):
-    """Runs functions of what comes from one tensor by rules.
+class Propagation(FunctionMode):
+    """A context that runs functions of tensors that come from one tensor by rules.
 
     Args:
         start: the tensor where the rules begin.
-        rules: for the name of a function, its rule.
-        other: the rule of all other functions; they run as they are if not given.
+        rules: the rule of each function by its name. A rule gets the call out of place.
+        other: the rule of all other functions; they run unchanged if it is not given.
     """
 
     def __init__(self, start: torch.Tensor, rules: Mapping[str, Rule], other: Rule | None = None) -> None:
         super().__init__()
         self._rules = rules
-        self._other = other or _as_it_is
+        self._other = other or _run_unchanged
         self._reached = {id(start): start}  # kept alive, so that no id is used twice
         self.met: set[str] = set()
 
@@ -41,43 +40,33 @@ class Propagation(TorchFunctionMode):
         super().__exit__(*error)  # type: ignore[no-untyped-call]
         # The graph holds the rules, and these would hold its tensors: a circle that nothing collects. Rules
         # that are this object's own methods make another.
-        self._reached, self._rules, self._other = {}, {}, _as_it_is
+        self._reached, self._rules, self._other = {}, {}, _run_unchanged
 
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: object,
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
-        kwargs = dict(kwargs or {})
-        if not any(map(self.reached, tensors_in((args, kwargs)))):
-            return func(*args, **kwargs)
-        called = getattr(func, "__name__", str(func))
-        name = out_of_place(called)
-        self.met.add(name)
-        in_place = called in IN_PLACE or (called.endswith("_") and not called.endswith("__"))
+    def meet(self, call: Call) -> Any:
+        if not any(map(self.reached, tensors_in((call.args, call.kwargs)))):
+            return call.run()
+        self.met.add(call.name)
+        in_place, function, args, kwargs = is_in_place(call.function), call.function, call.args, call.kwargs
         if in_place:
-            func = getattr(torch, name, getattr(F, name, func))
-        if name in ELEMENTWISE:
-            in_place |= bool(kwargs.pop("inplace", False)) or any(a is True for a in args)
-            args = tuple(a for a in args if not isinstance(a, bool))
-        if in_place and name in self._rules:
-            # On a copy, for the rule needs the old numbers, and then written back.
+            function = out_of_place(function)
+        if call.name in ACTIVATIONS:
+            args, kwargs, flagged = without_in_place_flag(args, kwargs)
+            in_place |= flagged
+        call = Call(call.name, function, args, kwargs)
+        if in_place and call.name in self._rules:
+            # A rule needs the old numbers: it gets a copy, and its result is written back.
             copy = args[0].clone()
             if self.reached(args[0]):
                 self._reached[id(copy)] = copy
-            result = args[0].copy_(
-                self._rules[name](Call(name, func, (copy, *args[1:]), kwargs, self.reached))
-            )
+            result = args[0].copy_(self._rules[call.name](replace(call, args=(copy, *args[1:]))))
         else:
-            result = self._rules.get(name, self._other)(Call(name, func, args, kwargs, self.reached))
-        changed = args[:1] if result is None else result  # x[i] = y
+            result = self._rules.get(call.name, self._other)(call)
+        changed = args[:1] if result is None else result  # x[i] = y returns nothing and changes x
         self._reached.update((id(tensor), tensor) for tensor in tensors_in(changed))
         return result
 
 
-def _as_it_is(call: Call) -> Any:
+def _run_unchanged(call: Call) -> Any:
     return call.run()
 
 

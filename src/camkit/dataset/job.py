@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from torch import distributed, nn
+from torch import distributed
 from torch.utils.data import DataLoader
 
 from camkit._tools import checks
@@ -16,15 +16,14 @@ from camkit.dataset.files import HEATMAPS, MANIFEST, to_arrays, write_atomically
 from camkit.dataset.loader import check_arguments, load_batches, move_to_device, read_batch
 from camkit.dataset.manifest import make_manifest
 from camkit.dataset.processes import agree_on_shards, process_group
-from camkit.methods.base import Explanation
-from camkit.methods.smoothing import Smoothed
+from camkit.methods.base import Method, require_method
 from camkit.model.inputs import Input
 from camkit.model.modules import modules_of, require_numbers
 from camkit.targets.binding import Target
 
 
 def explain_dataset(
-    method: Callable[[Any, Target], Explanation],
+    method: Method,
     loader: DataLoader[Any],
     folder: str | os.PathLike[str],
     *,
@@ -84,7 +83,7 @@ def explain_dataset(
         ...     camkit.explain_dataset(gradcam, loader, folder).name
         'manifest.json'
     """
-    model = _model_of(method)
+    model = _check_method(method).model
     check_arguments(loader, read, colormap, shard_size, progress)
     device = next((t.device for t in itertools.chain(model.parameters(), model.buffers())), None)
     folder = Path(folder)
@@ -119,14 +118,10 @@ def explain_dataset(
     return folder / MANIFEST
 
 
-def _model_of(method: Any) -> nn.Module:
-    model = getattr(method, "model", None)
-    if isinstance(method, type | nn.Module) or not callable(method) or not isinstance(model, nn.Module):
-        got = method if isinstance(method, type) else type(method).__name__
-        raise TypeError(checks.error_message("method", "a method such as camkit.GradCAM(model)", got))
-    require_numbers(modules_of(model))
-    while isinstance(method, Smoothed):
-        method = method.method
-    if getattr(method, "differentiable", False):  # it runs in training mode, where maps depend on the order
+def _check_method(method: object) -> Method:
+    found = require_method(method)
+    require_numbers(modules_of(found.model))
+    # A differentiable method runs in the model's own mode; in training mode, maps depend on the other images.
+    if found.differentiable:
         raise ValueError(checks.error_message("method", "one with differentiable=False", "True"))
-    return model
+    return found

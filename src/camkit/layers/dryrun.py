@@ -1,14 +1,14 @@
 """What a dry run at two input sizes tells of a model: which values are spatial, and how to read them."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import nn
 
 from camkit._tools import checks
-from camkit.functions import CHANNELS_FIRST, KEEP_DIMENSIONS, out_of_place
+from camkit.functions import CHANNELS_FIRST, KEEP_DIMENSIONS
 from camkit.layers.layouts import Layout, infer_layout
 from camkit.layers.tokens import layout_of_tokens
 from camkit.layers.trace import Trace, record
@@ -37,6 +37,7 @@ class DryRun:
     device: str | None
     larger: Trace | None
     identical_values: int = 0
+    _layouts: dict[int, Layout | None] = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
     def of(
@@ -98,6 +99,11 @@ class DryRun:
         Raises:
             ValueError: if it can be read in two ways.
         """
+        if value not in self._layouts:
+            self._layouts[value] = self._find_layout(value)
+        return self._layouts[value]
+
+    def _find_layout(self, value: int) -> Layout | None:
         shape, input_shape = self.trace.shapes[value], self.trace.input_shape
         other = self.larger_run_with(value)
         larger = other.shapes[value] if other else None
@@ -174,7 +180,7 @@ def _by_operation(trace: Trace, value: int) -> Layout | None:
         if operation is None or value in seen or len(trace.shapes[value]) != len(trace.input_shape):
             continue
         seen.add(value)
-        name = out_of_place(operation.name)
+        name = operation.name
         if name in CHANNELS_FIRST:
             return Layout(1) if math.prod(shape[2:]) > 1 else None
         if name in KEEP_DIMENSIONS:
@@ -207,24 +213,11 @@ def _unfit_message(model: nn.Module, shape: tuple[int, ...], error: Exception, i
 
     reason = " ".join(str(error).split())
     got = f"{checks.shape_of(shape[1:])} ({type(error).__name__}: {reason[:200]})"
-    smallest = _smallest(lambda size: can_run((*shape[:2], *size)), shape[2:])
     kind, name = type(model).__name__, inputs.argument if inputs else "input_shape"
-    if smallest is not None:
-        return checks.error_message(name, f"images of at least {checks.shape_of(smallest)} for {kind}", got)
+    # Most often the images are too small for the poolings: a few larger sizes tell.
+    for factor in (2, 4, 8, 16) if len(shape) > 2 else ():
+        larger = [factor * n for n in shape[2:]]
+        if can_run((*shape[:2], *larger)):
+            hint = f"{checks.shape_of(larger)} is large enough"
+            return checks.error_message(name, f"larger images for {kind}", got, hint)
     return checks.error_message(name, f"an input that {kind} can take", got)
-
-
-def _smallest(fits: Callable[[tuple[int, ...]], bool], size: tuple[int, ...]) -> tuple[int, ...] | None:
-    """The smallest enlargement of ``size``, proportions kept, that fits; ``None`` up to 16 times."""
-
-    def scaled(factor: float) -> tuple[int, ...]:
-        return tuple(math.ceil(n * factor) for n in size)
-
-    high = next((f for f in (2.0, 4.0, 8.0, 16.0) if size and fits(scaled(f))), None)
-    if high is None:
-        return None
-    low = high / 2
-    while (high - low) * min(size) > 0.5:
-        middle = (low + high) / 2
-        low, high = (low, middle) if fits(scaled(middle)) else (middle, high)
-    return scaled(high)

@@ -10,7 +10,7 @@ from torch import nn
 
 from camkit import maps
 from camkit._tools import checks
-from camkit.functions import CONVOLUTIONS, POOLINGS, RESHAPES
+from camkit.functions import AVERAGE_POOLINGS, CONVOLUTIONS, POOLINGS, RESHAPES
 from camkit.layers.location import Location
 from camkit.layers.trace import Operation, Trace, ValueRef
 
@@ -76,12 +76,12 @@ def read_head(location: Location) -> Head:
         is_vector = bool(poolings) and before == pooled
         if [v for v in operation.inputs if v in trace.from_input] != [value]:
             raise ValueError(_blocked_message(location, operation))
-        if name in RESHAPES | {"__getitem__"} and made == before:
+        if name in RESHAPES | {"getitem"} and made == before:
             pass
-        elif name == "__getitem__" and made == grid and not poolings:
+        elif name == "getitem" and made == grid and not poolings:
             pass  # only the tokens beside the grid are left out
         elif name in POOLINGS and not is_vector and (made < before or made == pooled):
-            poolings.add(POOLINGS[name])  # perhaps one side after the other
+            poolings.add("avg" if name in AVERAGE_POOLINGS else "max")  # perhaps one side after the other
         elif name == "layer_norm" and is_vector and head.weight is None and head.norm is None:
             eps = operation.kwargs.get("eps", operation.args[4] if len(operation.args) > 4 else 1e-5)
             head = replace(head, norm=_parameters(trace, operation, start=2), eps=eps)

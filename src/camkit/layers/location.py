@@ -8,11 +8,11 @@ from functools import cached_property
 from torch import nn
 
 from camkit._tools import checks
-from camkit.functions import ACTIVATIONS, POOLINGS, RESHAPES, RESIZES
+from camkit.functions import ACTIVATIONS, POOLINGS, RESHAPES, RESIZES, Activation, without_in_place_flag
 from camkit.layers.dryrun import DryRun
 from camkit.layers.layouts import Layout
 from camkit.layers.tokens import tokens_in_row_order
-from camkit.layers.trace import Operation
+from camkit.layers.trace import Operation, ValueRef
 from camkit.model.modules import require_one_run, unwrap
 
 
@@ -45,8 +45,8 @@ class Location:
         layout: how its output reads as ``(N, C, *spatial)``.
         channels: number of channels.
         size: its spatial size.
-        activations: names of the functions in :data:`ACTIVATIONS` that the forward pass applies to the
-            layer's output before anything else, outside any module.
+        activations: the activation functions that the forward pass applies to the layer's output outside
+            any module, in order.
         value: the layer's output in the dry run.
         after: what the forward pass does with the result, up to the model's output.
         dry: the dry run that tells all this.
@@ -56,15 +56,22 @@ class Location:
     layout: Layout
     channels: int
     size: tuple[int, ...]
-    activations: tuple[str, ...]
+    activations: tuple[Operation, ...]
     value: int
     after: tuple[Operation, ...]
     dry: DryRun
 
     @cached_property
     def activation(self) -> nn.Sequential:
-        """The functions named in :attr:`activations` as one module."""
-        return nn.Sequential(*(ACTIVATIONS[name]() for name in self.activations))
+        """The functions in :attr:`activations` as one module."""
+        return nn.Sequential(*map(_as_module, self.activations))
+
+
+def _as_module(operation: Operation) -> Activation:
+    args, kwargs, _ = without_in_place_flag(operation.args, operation.kwargs)
+    # The input is the first argument, by position or by name.
+    others = {name: value for name, value in kwargs.items() if not isinstance(value, ValueRef)}
+    return Activation(operation.name, [a for a in args if not isinstance(a, ValueRef)], others)
 
 
 def list_layers(model: nn.Module, input_shape: Sequence[int] = (3, 224, 224)) -> tuple[LayerInfo, ...]:
@@ -124,7 +131,7 @@ def _make_location(
     dry: DryRun,
     name: str,
     value: int,
-    activations: tuple[str, ...] = (),
+    activations: tuple[Operation, ...] = (),
     layout: Layout | None = None,
 ) -> Location:
     trace = dry.trace
@@ -149,8 +156,8 @@ def _make_location(
         got = f"{name!r}, which gives {shape[0]} for {trace.input_shape[0]} images"
         raise ValueError(checks.error_message("layer", "a layer with one row per image", got))
     after = trace.between(value, trace.output)
-    for function in activations:
-        if after and after[0].name == function:
+    for operation in activations:
+        if after and after[0] is operation:
             after = after[1:]
     size = layout.size(shape)
     return Location(name, layout, shape[layout.channel_dim], size, activations, value, tuple(after), dry)
@@ -176,7 +183,7 @@ def nearest_location(dry: DryRun, value: int) -> Location:
     side) is left to what follows the layer.
     """
     trace, start = dry.trace, value
-    activations: list[str] = []
+    activations: list[Operation] = []
     while True:
         name = trace.layer_of(value)
         if name is not None and is_only_output_of_a_layer(dry, value):
@@ -193,7 +200,7 @@ def nearest_location(dry: DryRun, value: int) -> Location:
                 )
             )
         if operation.name in ACTIVATIONS:
-            activations.append(operation.name)
+            activations.append(operation)
         value = operation.inputs[0]
 
 
@@ -205,6 +212,6 @@ def is_only_output_of_a_layer(dry: DryRun, value: int) -> bool:
 
 
 def _can_be_walked_through(operation: Operation) -> bool:
-    if operation.name in ACTIVATIONS:  # without an argument that changes what it computes
-        return set(operation.kwargs) <= {"input", "inplace"}
-    return operation.name in POOLINGS.keys() | RESHAPES | RESIZES | {"__getitem__"}
+    if operation.name in ACTIVATIONS:
+        return len(operation.inputs) == 1  # a weight of its own, as PReLU's, would be lost
+    return operation.name in POOLINGS | RESHAPES | RESIZES | {"getitem"}

@@ -106,11 +106,11 @@ def _features(dry: DryRun, value: int) -> int:
     """What the convolution took in that made ``value``, if that is class maps; else ``value``."""
     trace = dry.trace
     after = {o.name for o in trace.between(value, trace.output)}
-    if not after <= POOLINGS.keys() | RESHAPES | ACTIVATIONS.keys() | RESIZES:
+    if not after <= POOLINGS | RESHAPES | ACTIVATIONS | RESIZES:
         return value
     operation = trace.producer(value)
     passed = set[str]()
-    while operation is not None and operation.name in ACTIVATIONS.keys() | RESIZES | SUMS:
+    while operation is not None and operation.name in ACTIVATIONS | RESIZES | SUMS:
         if operation.name in SUMS and passed.isdisjoint(RESIZES):
             return value
         passed.add(operation.name)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import torch
 
 from camkit._tools.nested import map_leaves, tensors_in
-from camkit.functions import MOVES, out_of_place
+from camkit.functions import JOINS, MOVES
 from camkit.layers.layouts import Layout, infer_layout
 from camkit.layers.trace import Operation, Trace, ValueRef
 
@@ -38,7 +38,7 @@ def track_positions(trace: Trace, start: int, numbers: torch.Tensor, end: int) -
     """
     known = {start: numbers}
     for operation in trace.between(start, end):
-        if out_of_place(operation.name) in MOVES:
+        if operation.name in MOVES:
             try:
                 made = apply_to_numbers(operation, known, trace)
             except Exception:  # arguments that are no use here
@@ -78,7 +78,7 @@ def layout_of_tokens(trace: Trace, value: int, other: Trace | None) -> Layout | 
     """
     length = trace.shapes[value][1]
     above = list(trace.ancestors(value))
-    joins = [o for o in map(trace.producer, above) if o is not None and o.name in ("cat", "concat")]
+    joins = [o for o in map(trace.producer, above) if o is not None and o.name in JOINS]
     for source in above:
         shape = trace.shapes[source]
         is_picture = len(shape) == len(trace.input_shape) and shape[0] == trace.input_shape[0]

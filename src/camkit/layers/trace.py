@@ -12,11 +12,11 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakIdKeyDictionary
 
 from camkit._tools import checks
 from camkit._tools.nested import map_leaves, tensors_in
+from camkit.functions import Call, FunctionMode
 from camkit.model.inputs import Inputs, UnfitError
 from camkit.model.modules import prototype
 from camkit.model.standin import skeleton
@@ -77,17 +77,18 @@ class Trace:
         """The operation that made ``value``; ``None`` for inputs and parameters."""
         return self._producers.get(value)
 
-    def ancestors(self, value: int) -> Iterator[int]:
+    def ancestors(self, value: int) -> tuple[int, ...]:
         """``value`` and all that it was made from, nearest first."""
-        queue, seen = deque([value]), {value}
-        while queue:
-            value = queue.popleft()
-            yield value
-            operation = self.producer(value)
-            for source in operation.inputs if operation else ():
-                if source not in seen:
-                    seen.add(source)
-                    queue.append(source)
+        if value not in self._ancestors:
+            queue, seen = deque([value]), {value: None}
+            while queue:
+                operation = self.producer(queue.popleft())
+                for source in operation.inputs if operation else ():
+                    if source not in seen:
+                        seen[source] = None
+                        queue.append(source)
+            self._ancestors[value] = tuple(seen)
+        return self._ancestors[value]
 
     def bottlenecks(self, value: int) -> Iterator[int]:
         """The values that every way from the input to ``value`` goes through, nearest first."""
@@ -144,6 +145,7 @@ class Trace:
 
     def __post_init__(self) -> None:
         self._producers: dict[int, Operation] = {}
+        self._ancestors: dict[int, tuple[int, ...]] = {}
 
     def _add(self, operation: Operation) -> None:
         self.operations.append(operation)
@@ -197,7 +199,7 @@ def record(
     return recorder.trace
 
 
-class _Recorder(TorchFunctionMode):
+class _Recorder(FunctionMode):
     def __init__(self, trace: Trace, copy: nn.Module) -> None:
         super().__init__()
         self.trace = trace
@@ -232,27 +234,21 @@ class _Recorder(TorchFunctionMode):
 
         return hook
 
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: object,
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
-        kwargs = kwargs or {}
-        given = {id(tensor): tensor for tensor in tensors_in((args, kwargs))}
+    def meet(self, call: Call) -> Any:
+        given = {id(tensor): tensor for tensor in tensors_in((call.args, call.kwargs))}
         before = {key: (tensor._version, self.value(tensor)) for key, tensor in given.items()}
-        result = func(*args, **kwargs)
+        result = call.run()
         # What comes back as it went in (dropout in evaluation, contiguous) is no new value; what was
         # changed in place is one, even if it does not come back (x[i] = y).
         after = {id(tensor): tensor for tensor in tensors_in(result)} | given
         made = [t for key, t in after.items() if key not in before or t._version != before[key][0]]
         if made:
-            name = getattr(func, "__name__", str(func))
-            if name == "__get__":  # tensor.mT and the like
-                name = getattr(getattr(func, "__self__", None), "__name__", name)
             inputs = tuple(value for _, value in before.values())
             outputs = tuple(self.value(tensor, new=True) for tensor in made)
-            args, kwargs = map_leaves(lambda tensor: ValueRef(before[id(tensor)][1]), (args, kwargs))
-            self.trace._add(Operation(name, inputs, outputs, self.stack[-1], args, kwargs, func))
+            args, kwargs = map_leaves(
+                lambda tensor: ValueRef(before[id(tensor)][1]), (call.args, call.kwargs)
+            )
+            self.trace._add(
+                Operation(call.name, inputs, outputs, self.stack[-1], args, kwargs, call.function)
+            )
         return result

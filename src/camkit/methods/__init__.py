@@ -1,8 +1,8 @@
 """The methods: each a class whose :meth:`map` is its paper's formula and nothing else."""
 
 from camkit.methods.activation import FEM, KPCACAM, EigenCAM, RandomCAM
+from camkit.methods.base import Method
 from camkit.methods.cam import CAM
-from camkit.methods.explainer import Explainer
 from camkit.methods.fullgrad import FullGrad
 from camkit.methods.gradient import (
     EigenGradCAM,
@@ -20,7 +20,7 @@ from camkit.methods.perturbation import ISCAM, SSCAM, AblationCAM, PolyCAM, Scor
 from camkit.methods.relevance import LIFTCAM, RelevanceCAM
 
 #: Every method by its name, with its ``formula``, ``paper``, ``passes`` and ``needs_gradient``.
-METHODS: dict[str, type[Explainer] | type[FullGrad]] = {
+METHODS: dict[str, type[Method]] = {
     method.__name__: method
     for method in (
         CAM,

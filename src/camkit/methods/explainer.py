@@ -1,8 +1,7 @@
 """The call that all methods share: tap, one pass, target, result."""
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Hashable, Sequence
-from contextlib import nullcontext
 from dataclasses import KW_ONLY, dataclass, field, replace
 from typing import Any, ClassVar
 
@@ -16,10 +15,9 @@ from camkit.layers.dryrun import DryRun
 from camkit.layers.layouts import Layout, as_layout
 from camkit.layers.location import Location, locate
 from camkit.layers.search import find_for_gradient
-from camkit.methods.base import Explanation
-from camkit.model.inputs import Input, Inputs
-from camkit.model.modules import layer_name, modules_of, require_floats, unwrap
-from camkit.model.state import restored_on_exit
+from camkit.methods.base import Explanation, Method
+from camkit.model.inputs import Inputs
+from camkit.model.modules import layer_name, modules_of, require_floats
 from camkit.passes.evidence import Evidence, gather
 from camkit.targets.binding import Target
 
@@ -30,7 +28,7 @@ _KEPT = 16
 
 
 @dataclass(eq=False)
-class Explainer(ABC):
+class Explainer(Method):
     """Runs a model and makes a map of what a method reads off that pass, or asks of it in others.
 
     A method is a subclass with one pure function, :meth:`map`, and its hyperparameters as fields. The model
@@ -54,14 +52,6 @@ class Explainer(ABC):
         TypeError: for a model or a layer of another kind.
     """
 
-    #: The map in short, the paper it comes from, how often the model runs, and whether it must be
-    #: differentiable after the layer.
-    formula: ClassVar[str]
-    paper: ClassVar[str]
-    passes: ClassVar[str]
-    needs_gradient: ClassVar[bool] = True
-    #: Whether the map can be trained through.
-    keeps_graph: ClassVar[bool] = False
     # Whether the first pass makes the graph for that, and not one of the method's own.
     gradient_in_first_pass: ClassVar[bool] = True
 
@@ -73,7 +63,7 @@ class Explainer(ABC):
     differentiable: bool = False
 
     def __post_init__(self) -> None:
-        self.model = unwrap(self.model)
+        super().__init__(self.model)
         checks.one_of("fuse", self.fuse, maps.FUSIONS)
         several = isinstance(self.layer, list | tuple)
         named: Sequence[Any] = self.layer if isinstance(self.layer, list | tuple) else [self.layer]
@@ -109,54 +99,27 @@ class Explainer(ABC):
         """The layers that this method explains if none is named."""
         return [find_for_gradient(dry)]
 
-    def __call__(self, x: Input, target: Target = None) -> Explanation:
-        """Explains a batch.
-
-        Args:
-            x: images as the model expects them, ``(N, C, H, W)``. With other inputs beside them it is a
-                tuple, which goes into the model by position, or a dict, by name: the images are the first
-                floats with a spatial size, and what else has N rows belongs to them.
-            target: what to explain: nothing (each image's predicted class), a class for all images,
-                one class per image ``(N,)``, K classes per image ``(N, K)``, the key of the logits in the
-                model's output, one of :mod:`camkit.targets`, or a function from the output to scores
-                ``(N,)`` or ``(N, K)``.
-
-        Returns:
-            The :class:`Explanation`, on the device of ``x``.
-
-        Raises:
-            ValueError: for an input without a batch dimension or too small for the model, a layer that
-                did not run exactly once or that has no spatial size, a class out of range, a wrong
-                number of targets.
-            TypeError: for an input, an output or a target of another kind.
-        """
-        modules = modules_of(self.model)
-        inputs = Inputs.checked(x, modules)
-        size = inputs.size
-        gradient = self.needs_gradient and self.gradient_in_first_pass
-        attached = self.differentiable
-        with nullcontext() if attached else restored_on_exit(modules):
-            locations = self._locate(inputs, modules)
-            evidences = gather(
-                self.model, inputs, target, locations, gradient=gradient or attached, attached=attached
-            )
-            with torch.set_grad_enabled(attached):
-                parts = self.map_each(evidences)
-                self._check(parts, evidences)
-                raw = self.join(parts)
-        output, bound = evidences[0].output, evidences[0].bound
-        output = output if attached else detach_all(output)
+    def explain(self, inputs: Inputs, target: Target) -> Explanation:
+        """Runs the model once, and turns that pass into a map."""
+        size, attached = inputs.size, self.differentiable
+        gradient = attached or (self.needs_gradient and self.gradient_in_first_pass)
+        locations = self._locate(inputs)
+        evidences = gather(self.model, inputs, target, locations, gradient=gradient, attached=attached)
+        with torch.set_grad_enabled(attached):
+            parts = self.map_each(evidences)
+            self._check(parts, evidences)
+            joined = self.join(parts)
+        output = evidences[0].output if attached else detach_all(evidences[0].output)
 
         def explained(part: torch.Tensor, layer: str) -> Explanation:
             part = part if attached else part.detach()
-            shown = part[:, 0] if evidences[0].single else part
-            return Explanation(shown, output, bound.target, layer, size, classes=bound.classes)
+            return Explanation.of(part, output, evidences[0].scored, layer, size)
 
         names = tuple(evidence.location.name for evidence in evidences)
         if len(names) == 1:
-            return explained(raw, names[0])
+            return explained(joined, names[0])
         each = tuple(explained(part, name) for part, name in zip(parts, names, strict=True))
-        return replace(explained(raw, ", ".join(names)), parts=each)
+        return replace(explained(joined, ", ".join(names)), parts=each)
 
     def _check(self, parts: Sequence[torch.Tensor], evidences: Sequence[Evidence]) -> None:
         """Raise unless a method's maps are what :meth:`map` promises."""
@@ -167,11 +130,11 @@ class Explainer(ABC):
                 got = f"{checks.shape_of(part)} from {type(self).__name__}"
                 raise ValueError(checks.error_message("map", expected, got))
 
-    def _locate(self, inputs: Inputs, modules: Sequence[nn.Module]) -> tuple[Location, ...]:
+    def _locate(self, inputs: Inputs) -> tuple[Location, ...]:
         # Two images, so that no dimension of length one is taken for the batch. The modules are in the key:
         # a user may have given the model another head since.
         shape = (2, *inputs.images.shape[1:])
-        key = (shape, inputs.signature(), tuple(map(id, modules)))
+        key = (shape, inputs.signature(), tuple(map(id, modules_of(self.model))))
         if key not in self._locations:
             if len(self._locations) >= _KEPT:
                 self._locations.clear()

@@ -1,21 +1,21 @@
 """FullGrad, which looks at every layer with a bias and not at one."""
 
+from collections.abc import Sequence
+
 import torch
-from torch import nn
 
 from camkit import maps
 from camkit._tools.nested import detach_all
-from camkit.backward.gradients import gradient_times_factor
+from camkit.backward.gradients import gradients_by_each
 from camkit.layers.dryrun import explaining_errors
-from camkit.methods.base import Explanation
-from camkit.model.inputs import Input, Inputs
-from camkit.model.modules import modules_of, require_floats, unwrap
-from camkit.model.state import restored_on_exit
+from camkit.methods.base import Explanation, Method
+from camkit.model.inputs import Inputs
+from camkit.model.modules import require_floats
 from camkit.passes.biases import BiasRecorder
-from camkit.targets.binding import Target, bind
+from camkit.targets.binding import Scores, Target
 
 
-class FullGrad:
+class FullGrad(Method):
     r"""FullGrad: the gradient by the input and by the bias of every layer, at the input's size.
 
     .. math::
@@ -47,42 +47,39 @@ class FullGrad:
     passes = "1 forward, 1 backward, through the whole model"
     needs_gradient = True
 
-    def __init__(self, model: nn.Module) -> None:
-        self.model = unwrap(model)
-
-    def __call__(self, x: Input, target: Target = None) -> Explanation:
-        """Explains a batch.
-
-        Args:
-            x: images as the model expects them, ``(N, C, H, W)``; with other inputs a tuple or a dict.
-            target: what to explain, as for any method.
-
-        Returns:
-            The :class:`Explanation`, at the input's size; its ``layer`` is empty.
-
-        Raises:
-            ValueError: for an input without a batch dimension, a class out of range, a wrong number of
-                targets.
-            TypeError: for an input, an output or a target of another kind.
-        """
-        modules = modules_of(self.model)
-        inputs = Inputs.checked(x, modules)
-        images = inputs.images
-        size = inputs.size
+    def explain(self, inputs: Inputs, target: Target) -> Explanation:
+        """Explains checked inputs, at their own size; the ``layer`` of the explanation is empty."""
         require_floats(self.model)
-        with restored_on_exit(modules), torch.enable_grad():
+        images, size = inputs.images, inputs.size
+        with torch.enable_grad():
             leaf = images.detach().clone().requires_grad_()
             with explaining_errors(self.model, inputs), BiasRecorder() as biases:
                 output = inputs.run(self.model, leaf)
-            bound = bind(target, output, len(images))
-            scores = bound.score(output)
-            of_input, *of_biases = gradient_times_factor(
-                scores.reshape(len(images), -1), [(leaf, images), *biases.found]
-            )
+            scores = Scores.of(target, output, len(images))
+            of_input, *of_biases = products(scores.rows, [(leaf, images), *biases.found])
         spatial = [of_input, *(p for p, is_map in zip(of_biases, biases.are_maps, strict=True) if is_map)]
         found = torch.stack([maps.resize(_rescaled(p), size).sum(2) for p in spatial]).sum(0)
-        shown = found[:, 0] if scores.ndim == 1 else found
-        return Explanation(shown, detach_all(output), bound.target, "", size, classes=bound.classes)
+        return Explanation.of(found, detach_all(output), scores, "", size)
+
+
+def products(scores: torch.Tensor, places: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> list[torch.Tensor]:
+    """The gradient of the scores ``(N, K)`` by each place, times the factor of that place.
+
+    Args:
+        scores: the scores.
+        places: the input first, then the zeros that were added for each bias; each with its factor.
+
+    Returns:
+        For each place shape ``(N, K, ...)``, in single precision or better.
+
+    Raises:
+        ValueError: if the scores do not depend on the input.
+    """
+    found = gradients_by_each(scores, [leaf for leaf, _ in places])
+    return [
+        maps.at_least_float32(maps.at_least_float32(gradient) * factor[:, None])
+        for gradient, (_, factor) in zip(found, places, strict=True)
+    ]
 
 
 def _rescaled(products: torch.Tensor) -> torch.Tensor:

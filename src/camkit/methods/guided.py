@@ -8,12 +8,12 @@ from camkit.backward.gradients import gradients
 from camkit.backward.propagation import Propagation, vector_jacobian, with_backward
 from camkit.functions import RELUS, Call
 from camkit.layers.dryrun import explaining_errors
+from camkit.methods.base import prepared_call
 from camkit.methods.gradient import GradCAM
 from camkit.model.inputs import Input, Inputs
-from camkit.model.modules import modules_of, require_floats, unwrap
-from camkit.model.state import restored_on_exit
+from camkit.model.modules import require_floats, unwrap
 from camkit.passes.evidence import Evidence
-from camkit.targets.binding import Bound, Target, bind
+from camkit.targets.binding import Bound, Scores, Target
 
 
 class GuidedGradCAM(GradCAM):
@@ -74,9 +74,7 @@ def guided_backprop(model: nn.Module, x: Input, target: Target = None) -> torch.
     """
     model = unwrap(model)
     require_floats(model)
-    modules = modules_of(model)
-    inputs = Inputs.checked(x, modules)
-    with restored_on_exit(modules):
+    with prepared_call(model, x) as inputs:
         found, single = _guided(model, inputs, target)
     return found[:, 0] if single else found
 
@@ -88,12 +86,11 @@ def _guided(model: nn.Module, inputs: Inputs, target: Target | Bound) -> tuple[t
         rules = dict.fromkeys(RELUS, _positive_only)
         with explaining_errors(model, inputs), Propagation(leaf, rules) as functions:
             output = inputs.run(model, leaf)
-        score = bind(target, output, len(leaf)).score(output)
-        rows = score.reshape(len(leaf), -1)
+        scores = Scores.of(target, output, len(leaf))
     if functions.met.isdisjoint(RELUS):
         got = f"{type(model).__name__}, which uses none"
         raise ValueError(checks.error_message("model", "a network with ReLUs to guide", got))
-    return gradients(rows, leaf), score.ndim == 1
+    return gradients(scores.rows, leaf), scores.single
 
 
 def _positive_only(call: Call) -> torch.Tensor:

@@ -1,7 +1,7 @@
 """LeGrad, which looks at the attention of a transformer."""
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 
 import torch
 
@@ -16,6 +16,7 @@ from camkit.passes.attention import recorded_attention
 from camkit.passes.evidence import Evidence
 
 
+@dataclass(eq=False)
 class LeGrad(Explainer):
     r"""LeGrad: how the score of each block's tokens depends on the block's attention.
 
@@ -43,15 +44,14 @@ class LeGrad(Explainer):
         Sensitivity*, 2024, equations 5 to 9.
     """
 
+    # The mean over blocks is part of the formula, so that there is nothing to choose.
+    fuse: str = field(default="mean", init=False, repr=False)
+
     formula = r"\mathrm{mean}_l\, \mathrm{mean}_{h, i}\, \mathrm{ReLU}(\partial s^l / \partial a^l_{h i j})"
     paper = "Bousselham et al., 2024"
     passes = "2 forward; of each block the head, forward and backward"
     needs_gradient = True
     gradient_in_first_pass = False
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        checks.one_of("fuse", self.fuse, ("mean",))
 
     def find(self, dry: DryRun) -> list[Location]:
         """Every block."""

@@ -1,7 +1,7 @@
 """Methods that run the model again, on masked inputs or with channels left out."""
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -325,6 +325,8 @@ class PolyCAM(MaskingInput):
     """
 
     weights: str = "+-"
+    # Its own formula joins the layers, so that there is nothing to choose.
+    fuse: str = field(default="mean", init=False, repr=False)
 
     formula = r"P^l = \frac{I^l}{\mathrm{up}(\mathrm{down}(I^l))} \odot \mathrm{up}(P^{l+1})"
     paper = "Englebert et al., ICPR 2022"
@@ -333,7 +335,6 @@ class PolyCAM(MaskingInput):
     def __post_init__(self) -> None:
         super().__post_init__()
         checks.one_of("weights", self.weights, ("+", "-", "+-"))
-        checks.one_of("fuse", self.fuse, ("mean",))  # it has its own way to join layers
 
     def find(self, dry: DryRun) -> list[Location]:
         """The last layer of each resolution, up to the one that Grad-CAM looks at."""

@@ -6,12 +6,11 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import torch
-from torch import nn
 
 from camkit import maps
 from camkit._tools import checks, noise
-from camkit.methods.base import Explanation
-from camkit.model.inputs import Input, Inputs
+from camkit.methods.base import Explanation, Method, require_method
+from camkit.model.inputs import Inputs
 from camkit.targets.binding import Target
 
 
@@ -27,7 +26,7 @@ class View(NamedTuple):
     undo: Callable[[torch.Tensor], torch.Tensor]
 
 
-class Smoothed:
+class Smoothed(Method):
     """A method whose maps are means over views of the input: noisy copies, or flipped ones.
 
     What is explained is settled on the input itself: the predicted class of a view does not matter.
@@ -51,10 +50,10 @@ class Smoothed:
         Smilkov et al., *SmoothGrad: removing noise by adding noise*, 2017.
     """
 
-    def __init__(self, method: Callable[[Any, Target], Explanation], views: Sequence[View]) -> None:
-        if isinstance(method, type | nn.Module) or not callable(method):
-            got = method if isinstance(method, type) else type(method).__name__
-            raise TypeError(checks.error_message("method", "a method such as camkit.GradCAM(model)", got))
+    def __init__(self, method: Method, views: Sequence[View]) -> None:
+        self.method = require_method(method)
+        super().__init__(method.model)
+        self.differentiable = method.differentiable
         several: Any = views  # also what is none: noise_views itself, or one view
         each = list(several) if isinstance(several, Sequence) else [several]
         if not all(isinstance(view, View) for view in each):
@@ -62,26 +61,11 @@ class Smoothed:
             raise TypeError(checks.error_message("views", expected, type(views).__name__))
         if not each:
             raise ValueError(checks.error_message("views", "one view or more", "none"))
-        self.method = method
         self.views = tuple(views)
 
-    @property
-    def model(self) -> nn.Module:
-        """The model that the method explains."""
-        model: nn.Module = self.method.model  # type: ignore[attr-defined]
-        return model
-
-    def __call__(self, x: Input, target: Target = None) -> Explanation:
-        """Explains a batch, as the method does; with one more call of it on each view.
-
-        Args:
-            x: images as the model expects them, ``(N, C, H, W)``; with other inputs a tuple or a dict.
-            target: what to explain, as for the method.
-
-        Returns:
-            The :class:`Explanation`, with the output for ``x`` itself.
-        """
-        plain, inputs = self.method(x, target), Inputs.of(x)
+    def explain(self, inputs: Inputs, target: Target) -> Explanation:
+        """Explains the inputs themselves and then each view; the output is that of the inputs themselves."""
+        plain = self.method(inputs.given, target)
         size = plain.maps.shape[-len(plain.input_size) :]
         total = torch.zeros_like(plain.maps)
         for view in self.views:

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn import functional as F
-from torch.overrides import TorchFunctionMode
 
 from camkit._tools import checks
+from camkit.functions import Call, FunctionMode
 
 
 @contextmanager
@@ -49,7 +49,7 @@ def recorded_attention(
             handle.remove()
 
 
-class _AttentionRecorder(TorchFunctionMode):
+class _AttentionRecorder(FunctionMode):
     """Computes attention in the open, and keeps its weights as leaves where there is a gradient."""
 
     def __init__(self, images: int) -> None:
@@ -57,20 +57,13 @@ class _AttentionRecorder(TorchFunctionMode):
         self.images = images
         self.leaves: list[torch.Tensor] = []
 
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: object,
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
-        name, kwargs = getattr(func, "__name__", ""), kwargs or {}
-        if name == "multi_head_attention_forward":
-            return self._attend_with_heads(*args, **kwargs)
-        if name == "scaled_dot_product_attention":
-            return self._attend(*args, **kwargs)[0]
-        result = func(*args, **kwargs)
-        is_attention = name == "softmax" and result.ndim > 2 and result.shape[-1] == result.shape[-2]
+    def meet(self, call: Call) -> Any:
+        if call.name == "multi_head_attention_forward":
+            return self._attend_with_heads(*call.args, **call.kwargs)
+        if call.name == "scaled_dot_product_attention":
+            return self._attend(*call.args, **call.kwargs)[0]
+        result = call.run()
+        is_attention = call.name == "softmax" and result.ndim > 2 and result.shape[-1] == result.shape[-2]
         return self._kept(result) if is_attention else result
 
     def _attend(

@@ -18,7 +18,7 @@ from camkit.model.inputs import Inputs
 from camkit.model.state import math_attention
 from camkit.passes.replay import Replay, repeat_batch, scores_agree
 from camkit.passes.tap import Tap
-from camkit.targets.binding import Bound, Target, bind
+from camkit.targets.binding import Bound, Scores, Target
 
 
 @dataclass
@@ -33,9 +33,7 @@ class Evidence:
         location: the layer that was tapped.
         layer_output: the layer's output in its own layout, in the graph that leads to ``scores`` if there is one.
         output: the model's output.
-        bound: the target.
-        scores: what is explained, y, ``(N, K)``.
-        single: whether one score per image was asked for, so that the maps have no dimension K.
+        scored: the scores that are explained, with their target.
         shared: whether other layers' evidence comes from the same graph.
         attached: whether the activation and the gradient are in the graph of the model's parameters.
     """
@@ -45,9 +43,7 @@ class Evidence:
     location: Location
     layer_output: torch.Tensor
     output: Any
-    bound: Bound
-    scores: torch.Tensor
-    single: bool
+    scored: Scores
     shared: bool
     attached: bool
 
@@ -55,6 +51,16 @@ class Evidence:
     def x(self) -> torch.Tensor:
         """The images, ``(N, C, *size)``."""
         return self.inputs.images
+
+    @property
+    def bound(self) -> Bound:
+        """The target, with everything settled by :attr:`output`."""
+        return self.scored.bound
+
+    @property
+    def scores(self) -> torch.Tensor:
+        """The scores that are explained, y, ``(N, K)``."""
+        return self.scored.rows
 
     def score(self, output: Any) -> torch.Tensor:
         """The scores ``(N, K)`` of an output for the same images."""
@@ -201,12 +207,10 @@ def gather(
         with Tap(model, *names, gradient=gradient, grad_mode=grad_mode, attached=attached) as tap:
             output = inputs.run(model, x)
             leaves = [tap.output(name) for name in names]
-            bound = bind(target, output, len(x))
-            scores = bound.score(output)
-            rows = scores.reshape(len(x), -1)
-        single, shared = scores.ndim == 1, len(names) > 1
+            scored = Scores.of(target, output, len(x))
+        shared = len(names) > 1
         return [
-            Evidence(model, inputs, location, leaf, output, bound, rows, single, shared, attached)
+            Evidence(model, inputs, location, leaf, output, scored, shared, attached)
             for location, leaf in zip(locations, leaves, strict=True)
         ]
 

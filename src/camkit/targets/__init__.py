@@ -9,9 +9,24 @@ scores ``(N,)`` or ``(N, K)``. The functions here make the usual ones::
     explain(x, targets.key("out", targets.pixels(mask, 15)))  # of a dict's entry, the pixels of a mask
 """
 
-from camkit.targets.binding import Bound, Classes, Target, bind, key
+from camkit.targets.binding import Bound, Classes, Target, bind, class_indices, key, logit, softmax
 from camkit.targets.classes import contrast, finer, negative, probability
 from camkit.targets.outputs import box, pixels, similarity
 
-__all__ = ["Bound", "Classes", "Target", "bind", "box", "contrast", "finer", "key", "negative", "pixels"]
-__all__ += ["probability", "similarity"]
+__all__ = [
+    "Bound",
+    "Classes",
+    "Target",
+    "bind",
+    "box",
+    "class_indices",
+    "contrast",
+    "finer",
+    "key",
+    "logit",
+    "negative",
+    "pixels",
+    "probability",
+    "similarity",
+    "softmax",
+]

@@ -44,6 +44,33 @@ class Bound:
         return lambda output: formula(logits(output), classes.reshape(len(classes), -1))
 
 
+@dataclass(frozen=True)
+class Scores:
+    """The scores of one output.
+
+    Attributes:
+        bound: the target that they are scores of.
+        rows: the scores, y, ``(N, K)``.
+        single: whether the target asks for one score per image, so that maps have no dimension K.
+    """
+
+    bound: Bound
+    rows: torch.Tensor
+    single: bool
+
+    @classmethod
+    def of(cls, target: Target | Bound, output: Any, images: int) -> "Scores":
+        """Binds a target to the output for N images, and computes its scores.
+
+        Raises:
+            ValueError: for a class out of range, and for a wrong number of targets.
+            TypeError: for a target or an output of another type.
+        """
+        bound = bind(target, output, images)
+        scores = bound.score(output)
+        return cls(bound, scores.reshape(images, -1), scores.ndim == 1)
+
+
 class BindableTarget(ABC):
     """A target that leaves something to the output, such as the predicted class, until it is bound."""
 
@@ -174,28 +201,27 @@ class OutputEntry(BindableTarget):
     target: Target
 
     def _entry(self, output: Any) -> Any:
+        is_field = isinstance(self.key, str) and not isinstance(output, dict)
+        fields = getattr(output, "_fields", ())
+        # Indexing a tensor would pick one image, and "count" is a method of every tuple: neither is an entry.
+        is_method = is_field and isinstance(output, list | tuple) and self.key not in fields
+        if isinstance(output, torch.Tensor) or is_method:
+            raise self._missing(output)
         try:
-            if isinstance(output, torch.Tensor):  # which would give one image, or an attribute
-                raise TypeError
-            is_field = isinstance(self.key, str) and not isinstance(output, dict)
-            if (
-                is_field
-                and isinstance(output, list | tuple)
-                and self.key not in getattr(output, "_fields", ())
-            ):
-                raise TypeError  # "count" and "index" are no entries
             return getattr(output, str(self.key)) if is_field else output[self.key]
         except (KeyError, IndexError, TypeError, AttributeError) as error:
-            keys = list(output) if isinstance(output, dict) else getattr(output, "_fields", None)
-            keys = keys or list(getattr(output, "__dataclass_fields__", ()))
-            got = f"an output of type {type(output).__name__}"
-            if keys:
-                got += f" with {', '.join(map(repr, keys))}"
-            elif isinstance(output, list | tuple):
-                got += f" with {len(output)} entries"
-            raise TypeError(
-                checks.error_message("target", f"an output that has {self.key!r}", got)
-            ) from error
+            raise self._missing(output) from error
+
+    def _missing(self, output: Any) -> TypeError:
+        """The error about an output without the entry, which names the entries that it has."""
+        keys = list(output) if isinstance(output, dict) else getattr(output, "_fields", None)
+        keys = keys or list(getattr(output, "__dataclass_fields__", ()))
+        got = f"an output of type {type(output).__name__}"
+        if keys:
+            got += f" with {', '.join(map(repr, keys))}"
+        elif isinstance(output, list | tuple):
+            got += f" with {len(output)} entries"
+        return TypeError(checks.error_message("target", f"an output that has {self.key!r}", got))
 
     def bind(self, output: Any, count: int | None = None) -> Bound:
         inner = bind(self.target, self._entry(output), count)
