@@ -46,7 +46,7 @@ def test_small_run_on_creatures(tmp_path: Path, capsys: pytest.CaptureFixture[st
 
 def test_small_run_on_photos(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for index in range(21):
-        creature = creatures.draw(index, seed=0, size=64)
+        creature = creatures.draw_creature(index, seed=0, size=64)
         folder = tmp_path / "photos" / creature.kind
         folder.mkdir(parents=True, exist_ok=True)
         Image.fromarray(creature.image).save(folder / f"{index}.png")

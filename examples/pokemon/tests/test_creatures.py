@@ -3,14 +3,15 @@ import pytest
 import torch
 
 from pokemon_cam import creatures
-from pokemon_cam.creatures import KINDS, bounding_box, draw, draw_background, draw_set
+from pokemon_cam.creatures import bounding_box, draw_background, draw_creature, draw_set
+from pokemon_cam.kinds import KINDS
 
 SIZE = 96
 INDICES = range(14)  # every kind twice
 
 
 def test_same_seed_same_bytes_and_another_seed_another_picture() -> None:
-    first, again, other = (draw(3, seed=s, size=SIZE) for s in (5, 5, 6))
+    first, again, other = (draw_creature(3, seed=s, size=SIZE) for s in (5, 5, 6))
     assert first.image.tobytes() == again.image.tobytes()
     assert first.mask.tobytes() == again.mask.tobytes()
     assert (first.image != other.image).any()
@@ -27,7 +28,7 @@ def test_picture_does_not_depend_on_how_many_are_drawn() -> None:
 
 @pytest.mark.parametrize("index", INDICES)
 def test_only_pixels_in_the_mask_belong_to_the_creature(index: int) -> None:
-    creature = draw(index, seed=0, size=SIZE)
+    creature = draw_creature(index, seed=0, size=SIZE)
     changed = (creature.image != draw_background(index, seed=0, size=SIZE)).any(axis=-1)
     assert not (changed & ~creature.mask).any()
     # An edge pixel may by chance get the colour that it had; nearly all do change.
@@ -36,7 +37,7 @@ def test_only_pixels_in_the_mask_belong_to_the_creature(index: int) -> None:
 
 @pytest.mark.parametrize("index", INDICES)
 def test_parts_make_up_the_mask(index: int) -> None:
-    creature = draw(index, seed=0, size=SIZE)
+    creature = draw_creature(index, seed=0, size=SIZE)
     assert np.array_equal(np.any(list(creature.parts.values()), axis=0), creature.mask)
     for name, part in creature.parts.items():
         assert part.any(), name
@@ -45,7 +46,7 @@ def test_parts_make_up_the_mask(index: int) -> None:
 
 @pytest.mark.parametrize("index", INDICES)
 def test_boxes_are_tight(index: int) -> None:
-    creature = draw(index, seed=0, size=SIZE)
+    creature = draw_creature(index, seed=0, size=SIZE)
     boxes = [(creature.box, creature.mask)]
     boxes += [(creature.part_boxes[name], mask) for name, mask in creature.parts.items()]
     for (left, top, right, bottom), mask in boxes:
@@ -58,7 +59,7 @@ def test_boxes_are_tight(index: int) -> None:
 @pytest.mark.parametrize("seed", range(5))
 def test_whole_creature_is_inside_the_picture(seed: int) -> None:
     for index in range(7):
-        mask = draw(index, seed=seed, size=64).mask
+        mask = draw_creature(index, seed=seed, size=64).mask
         assert not (mask[0].any() or mask[-1].any() or mask[:, 0].any() or mask[:, -1].any())
 
 
@@ -71,7 +72,7 @@ def test_box_of_a_known_mask() -> None:
 
 
 def test_kinds_differ_by_their_parts() -> None:
-    parts = [frozenset(draw(i, seed=0, size=SIZE).parts) for i in range(7)]
+    parts = [frozenset(draw_creature(i, seed=0, size=SIZE).parts) for i in range(7)]
     assert len(set(parts)) == 7
 
 
@@ -88,7 +89,7 @@ def test_some_kinds_share_their_colour(one: str, other: str) -> None:
 
 
 def test_poses_vary() -> None:
-    found = [draw(7 * i, seed=0, size=64) for i in range(12)]
+    found = [draw_creature(7 * i, seed=0, size=64) for i in range(12)]
     heights = {c.box[3] - c.box[1] for c in found}
     lefts = {c.box[0] for c in found}
     flame_is_left = {c.part_boxes["flame"][0] < c.part_boxes["head"][0] for c in found}
@@ -106,7 +107,7 @@ def test_poses_vary() -> None:
 )
 def test_wrong_numbers_are_named(index: int, seed: int, size: int, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        draw(index, seed=seed, size=size)
+        draw_creature(index, seed=seed, size=size)
 
 
 def test_no_creatures_are_refused() -> None:
