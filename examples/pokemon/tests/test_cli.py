@@ -67,9 +67,12 @@ def test_small_run_on_photos(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     ("options", "message"),
     [
         (["--data", "nowhere"], "--data: expected 'creatures' or a folder"),
-        (["--classes", "Mew", "Arbok"], "--classes: expected it with --data DIR only"),
+        (["--classes", "Mew", "Arbok"], "--classes: expected it only together with --data DIR"),
         (["--weights", "nowhere"], "--weights: expected 'default', 'none' or a folder"),
-        (["--weights", "default", "--image-size", "64"], "--image-size: expected it with"),
+        (
+            ["--weights", "default", "--image-size", "64"],
+            "--image-size: expected it only together with --weights none",
+        ),
         (["--device", "abacus"], "--device: expected a device of torch, got 'abacus'"),
     ],
 )

@@ -4,9 +4,9 @@ from typing import Any, cast
 import pytest
 import torch
 
-from pokemon_cam.networks import Network, scratch
+from pokemon_cam.networks import Network, small_networks
 from pokemon_cam.pictures import PictureSet
-from pokemon_cam.scoring import point, pointing_hits
+from pokemon_cam.scoring import pointing_hits, score_pointing
 
 CPU = torch.device("cpu")
 
@@ -31,7 +31,7 @@ def test_shapes_must_agree() -> None:
 
 def network_that_points_at(x: int, y: int) -> Network:
     """Uses a real explanation, so that the maps take the way that all maps take."""
-    network = scratch(64)["AlexNet-CAM"](2, {})
+    network = small_networks(64)["AlexNet-CAM"](2, {})
     original = network.explain
 
     def explain(pictures: torch.Tensor) -> Any:
@@ -52,12 +52,12 @@ def left_half_set(count: int) -> PictureSet:
 
 def test_maps_score_by_where_they_point_and_random_maps_by_area() -> None:
     pictures = left_half_set(300)
-    left = point(network_that_points_at(1, 2), pictures, seed=0, device=CPU)
-    right = point(network_that_points_at(4, 2), pictures, seed=0, device=CPU)
+    left = score_pointing(network_that_points_at(1, 2), pictures, seed=0, device=CPU)
+    right = score_pointing(network_that_points_at(4, 2), pictures, seed=0, device=CPU)
     assert (left.maps, right.maps) == (1, 0)
     assert left.random == right.random  # seeded
     assert 0.4 < left.random < 0.6  # the mask is one half
-    other = point(network_that_points_at(1, 2), pictures, seed=1, device=CPU)
+    other = score_pointing(network_that_points_at(1, 2), pictures, seed=1, device=CPU)
     assert other.random != left.random
 
 
@@ -65,4 +65,4 @@ def test_pictures_without_masks_are_refused() -> None:
     pictures = left_half_set(2)
     bare = PictureSet(pictures.images, pictures.labels, pictures.classes)
     with pytest.raises(ValueError, match="pictures: expected pictures with masks"):
-        point(network_that_points_at(0, 0), bare, seed=0, device=CPU)
+        score_pointing(network_that_points_at(0, 0), bare, seed=0, device=CPU)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from pokemon_cam.networks import Network, scratch
+from pokemon_cam.networks import Network, small_networks
 from pokemon_cam.pictures import PictureSet
 from pokemon_cam.training import evaluate, normalized, train
 
@@ -22,7 +22,7 @@ def coloured(count: int) -> PictureSet:
 
 def fresh() -> Network:
     torch.manual_seed(0)
-    network = scratch(64)["AlexNet-CAM"](3, {})
+    network = small_networks(64)["AlexNet-CAM"](3, {})
     return replace(network, recipe=replace(network.recipe, batch_size=8))
 
 
