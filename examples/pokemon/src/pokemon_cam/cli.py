@@ -188,7 +188,7 @@ def _build_parser() -> argparse.ArgumentParser:
         "--weights",
         default="none",
         help="'none' trains small networks from scratch, 'default' downloads torchvision's "
-        "published weights, a folder is searched for their files (default: %(default)s)",
+        "published weights, and a folder provides their files (default: %(default)s)",
     )
     add(
         "--output",

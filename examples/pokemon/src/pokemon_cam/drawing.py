@@ -47,7 +47,7 @@ class Shape:
 
 
 def ellipse(x: float, y: float, rx: float, ry: float, *, sides: int = 40) -> Points:
-    """Return the corners of an ellipse, or of a regular polygon stretched like one.
+    """Return the corners of an ellipse; few sides give a stretched regular polygon.
 
     Args:
         x: centre, horizontally.
@@ -128,8 +128,8 @@ def blob(knots: Sequence[Point]) -> Points:
     Returns:
         The corners of the outline, shape ``(8 * K, 2)``.
     """
-    # Extending the knots past both ends makes the curve smooth where it closes. The first and the
-    # last piece, and the end point, would run over pieces that are already there.
+    # The knots are extended past both ends, which makes the outline smooth where it closes. The
+    # first and the last piece of the extended curve repeat other pieces, so they are cut off.
     extended = [knots[-1], *knots, knots[0], knots[1]]
     return curve(extended)[_STEPS_PER_PIECE : -_STEPS_PER_PIECE - 1]
 
@@ -148,11 +148,10 @@ def ribbon(knots: Sequence[Point], start: float, end: float) -> Points:
     spine = curve(knots)
     tangent = np.gradient(spine, axis=0)
     normal = np.stack([-tangent[:, 1], tangent[:, 0]], axis=1)
-    # Two neighbouring points that coincide have a normal of length 0; the small number keeps
-    # the division finite.
+    # The small number keeps the division finite where neighbouring points coincide.
     normal /= np.linalg.norm(normal, axis=1, keepdims=True) + 1e-9
     half_width = np.linspace(start, end, len(spine))[:, None]
-    # One side is reversed; otherwise the polygon would cross itself.
+    # Go along one side and back along the other; otherwise the polygon would cross itself.
     return np.concatenate([spine + normal * half_width, (spine - normal * half_width)[::-1]])
 
 

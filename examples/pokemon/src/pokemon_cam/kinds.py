@@ -37,7 +37,7 @@ def _emberkit(rng: np.random.Generator) -> list[Shape]:
     flame = [(-0.85, -0.12), (-1.1, -0.32), (-1.02, -0.6), (-0.93, -0.5), (-0.82, -0.9),
              (-0.72, -0.52), (-0.62, -0.58), (-0.6, -0.3)]  # fmt: skip
     flame_core = [(-0.85, -0.18), (-0.97, -0.34), (-0.84, -0.62), (-0.72, -0.34)]
-    # The tail and its flame swing around the root of the tail, which the body covers.
+    # The tail and its flame swing together around the root of the tail, which the body covers.
     tail = [
         Shape("tail", ribbon([root, (-0.75, 0.62), (-0.95, 0.2), (-0.85, -0.2)], 0.14, 0.07), fur),
         Shape("flame", blob(flame), (236, 72, 28)),
@@ -50,7 +50,7 @@ def _emberkit(rng: np.random.Generator) -> list[Shape]:
         Shape("body", ellipse(0.1, 0.5, 0.25, 0.32), CREAM, outlined=False),
         Shape("ears", np.array([(-0.22, -0.55), (-0.2, -1.05), (0.12, -0.74)]), fur),
         Shape("ears", np.array([(0.3, -0.76), (0.58, -1.08), (0.6, -0.56)]), fur),
-        # The face, from the muzzle to the mouth, is right of the middle: the kit looks that way.
+        # The face is right of the middle, because the kit looks to the right.
         Shape("head", ellipse(0.2, -0.34, 0.5, 0.44), fur),
         Shape("head", ellipse(0.3, -0.16, 0.26, 0.18), CREAM, outlined=False),
         *eye("head", 0.02, -0.4, 0.11),
@@ -168,7 +168,7 @@ def _coilor(rng: np.random.Generator) -> list[Shape]:
               scales),
         Shape("neck", ribbon([(0.1, 0.26), (-0.04, -0.05), (0.16, -0.36)], 0.06, 0.05), stripe,
               outlined=False),
-        # The tongue comes before the head, so that it sticks out of the mouth.
+        # The tongue comes before the head, which covers its inner end.
         Shape("head", ribbon([(0.6, -0.56), (0.8, -0.52), (0.9, -0.44)], 0.025, 0.02),
               (200, 30, 60), outlined=False),
         Shape("head", blob([(0.02, -0.7), (0.24, -0.9), (0.54, -0.78), (0.7, -0.6),
@@ -196,7 +196,7 @@ def _hornhare(rng: np.random.Generator) -> list[Shape]:
     inner = mix(fur, WHITE, 0.7)
     fold = rng.uniform(-14, 14)
     ears = []
-    # The ears are drawn upright and then tilted outwards, by 46 degrees and a common random fold.
+    # The ears are defined upright. Each is tilted outwards by 46 degrees, and both by the fold.
     for x, degrees in ((-0.16, fold - 46), (0.42, fold + 46)):
         ear = [
             Shape("ears", ellipse(x, -0.96, 0.16, 0.52), fur),

@@ -59,7 +59,7 @@ class Network:
 
 
 Builder = Callable[[int, Mapping[str, Network]], Network]
-"""Creates a network from the number of classes and the trained networks, by name."""
+"""Creates a network, given the number of classes and the networks trained so far, by name."""
 
 
 # --- the paper's networks, with published weights ---
@@ -153,7 +153,7 @@ def small_networks(image_size: int) -> dict[str, Builder]:
         explain = camkit.GradCAM(model, layer=f"features.{len(features) - 1}")
         return Network("VGG19-Grad-CAM", text, image_size, model, explain, recipes.FINE_TUNING)
 
-    alexnet_text = "narrow AlexNet with batch norm (5 convolutions, 32 to 96 channels)"
+    alexnet_text = "narrow AlexNet with batch norm (5 convolutions, 32 to 128 channels)"
     return {
         "VGG16-CAM": partial(build_cam, "VGG16-CAM", _SMALL_VGG_TEXT, _small_vgg_features),
         "AlexNet-CAM": partial(build_cam, "AlexNet-CAM", alexnet_text, _small_alexnet_features),

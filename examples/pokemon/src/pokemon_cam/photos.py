@@ -116,8 +116,8 @@ def read_folder(root: Path, classes: Sequence[str], *, size: int) -> Reading:
 def read_photo(path: Path, *, size: int) -> torch.Tensor:
     """Read one image file as RGB and resize it to a square.
 
-    The image may have any Pillow mode except ``"F"``. Transparent pixels are blended with white,
-    and an EXIF rotation is undone.
+    The image may be greyscale, RGB, CMYK or use a palette, and have 16 bits per pixel or
+    transparency. Transparent pixels are blended with white, and an EXIF rotation is undone.
 
     Args:
         path: the file to read.
@@ -153,7 +153,7 @@ def _as_rgb(image: Image.Image) -> Image.Image:
 
 
 def _looks_like_image(path: Path) -> bool:
-    """Test whether the name is that of a visible file with an image suffix Pillow can open."""
+    """Test whether a path is a visible file with the suffix of a format that Pillow can open."""
     Image.init()  # Pillow knows only a few formats until then.
     file_format = Image.registered_extensions().get(path.suffix.lower())
     # Pillow can only write some of its formats, such as PDF; those are not in `Image.OPEN`.

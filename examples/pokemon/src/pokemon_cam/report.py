@@ -221,7 +221,7 @@ class Explanations:
 def first_of_each_class(pictures: PictureSet) -> PictureSet:
     """Select the first picture of every class.
 
-    The choice depends on no result, so the report shows mistakes as well as successes.
+    The choice does not depend on the results, so the report shows mistakes as well as successes.
 
     Args:
         pictures: at least one picture of each class.

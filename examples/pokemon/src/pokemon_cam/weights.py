@@ -36,7 +36,7 @@ def download_weights(weights: WeightsEnum) -> StateDict:
     """
     try:
         state: StateDict = weights.get_state_dict(progress=True, check_hash=True)
-    # RuntimeError: the file does not have the expected hash.
+    # A RuntimeError means that the downloaded file does not have the expected hash.
     except (OSError, RuntimeError, http.client.HTTPException) as error:
         raise ValueError(
             f"--weights: expected to download {weights.url}, got {error!r}; "
@@ -76,7 +76,7 @@ def read_weights(folder: Path, weights: WeightsEnum) -> StateDict:
 def build_with_weights(
     make: Callable[..., nn.Module], state: StateDict, weights: WeightsEnum
 ) -> nn.Module:
-    """Create a torchvision model that has published weights.
+    """Create a torchvision model with published weights.
 
     Args:
         make: torchvision's function that creates the model, such as ``vgg16``.
