@@ -23,6 +23,7 @@ from pokemon_cam.progress import progress_bar
 
 Mask = npt.NDArray[np.bool_]
 Pixels = npt.NDArray[np.uint8]
+Floats = npt.NDArray[np.float64]
 Box = tuple[int, int, int, int]
 
 # Pictures are drawn at 3 times their size and averaged down, which smooths the edges.
@@ -238,7 +239,7 @@ def _rasterise(shapes: Sequence[Shape], size: int) -> tuple[Pixels, Pixels, list
     return np.asarray(colours).reshape(*samples, 3), np.asarray(labels).reshape(samples), parts
 
 
-def _lighting(rng: np.random.Generator, size: int) -> Points:
+def _lighting(rng: np.random.Generator, size: int) -> Floats:
     """Return brightness factors ``(size, size, 1)`` of a soft light from a random side."""
     angle = rng.uniform(0, 2 * math.pi)
     position = np.linspace(-1, 1, size)
@@ -252,6 +253,6 @@ def _flatten(points: Points) -> list[float]:
     return flat
 
 
-def _to_pixels(image: npt.NDArray[np.float64]) -> Pixels:
+def _to_pixels(image: Floats) -> Pixels:
     """Round to uint8; noise can leave values below 0 or above 255, which are clipped."""
     return image.round().clip(0, 255).astype(np.uint8)

@@ -1,4 +1,4 @@
-"""The three networks: as in the paper, with published weights, or as small relatives.
+"""The three networks: either the paper's, with published weights, or small relatives of them.
 
 Each network is created by a *builder*, a function that takes the number of classes and the networks
 trained before it. A run calls the builders one after the other.

@@ -101,7 +101,7 @@ def read_folder(root: Path, classes: Sequence[str], *, size: int) -> Reading:
                 images.append(read_photo(path, size=size))
                 labels.append(label)
             except _DECODING_ERRORS as error:
-                # Some of these errors have no message; then the name of the error has to do.
+                # Some of these errors have no message; the name of the error stands in for it.
                 broken[path] = str(error) or type(error).__name__
     for label, name in enumerate(classes):
         if labels.count(label) < 2:

@@ -35,12 +35,16 @@ class Recipe:
     augment: Callable[[Tensor], Tensor]
 
 
+# Every schedule has the signature of `Recipe.lr_factor`, even if it ignores the number of epochs.
+
+
 def _decay_by_steps(epoch: float, epochs: int) -> float:
+    """Return a factor that is 1 at first and multiplied by 0.1 after every 7 epochs."""
     return float(0.1 ** (int(epoch) // 7))
 
 
 def _one_cycle(epoch: float, epochs: int) -> float:
-    """Rise linearly over the first 30% of the epochs, then fall to 0 along a cosine."""
+    """Return a factor that rises linearly for 30% of the epochs and then falls to 0 as a cosine."""
     warm_up = 0.3 * epochs
     if epoch < warm_up:
         # Start at 0.04 instead of 0; otherwise the first step would change nothing.

@@ -57,6 +57,26 @@ class Result:
     history: History
 
 
+@dataclass(frozen=True)
+class Explanations:
+    """The predictions of a network for N pictures, and their heatmaps.
+
+    Attributes:
+        layer: name of the explained layer.
+        map_size: resolution ``(h, w)`` of the maps before upsampling.
+        predicted: name of the predicted class, for each picture.
+        probability: probability of the predicted class, in [0, 1], for each picture.
+        heatmaps: heatmap of the predicted class, in [0, 1], shape ``(N, T, T)``, where T is the
+            size of a picture in a grid.
+    """
+
+    layer: str
+    map_size: tuple[int, int]
+    predicted: list[str]
+    probability: list[float]
+    heatmaps: Tensor
+
+
 # Table I of the paper, on its test photos.
 _PAPER_SCORES = {
     "VGG16-CAM": Score(0.218, 0.918),
@@ -79,7 +99,7 @@ def write_report(
         results: one per network.
         pictures: the explained pictures.
         explanations: each network's explanations of ``pictures``, by its name.
-        notes: lines to print below the tables.
+        notes: lines to write below the tables.
 
     Returns:
         The tables in Markdown.
@@ -196,26 +216,6 @@ def write_curves(path: Path, results: Sequence[Result]) -> None:
     handles, labels = losses.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=len(results))
     figure.savefig(path, dpi=120)
-
-
-@dataclass(frozen=True)
-class Explanations:
-    """The predictions of a network for N pictures, and their heatmaps.
-
-    Attributes:
-        layer: name of the explained layer.
-        map_size: resolution ``(h, w)`` of the maps before upsampling.
-        predicted: name of the predicted class, for each picture.
-        probability: probability of the predicted class, in [0, 1], for each picture.
-        heatmaps: heatmap of the predicted class, in [0, 1], shape ``(N, T, T)``, where T is the
-            size of a picture in a grid.
-    """
-
-    layer: str
-    map_size: tuple[int, int]
-    predicted: list[str]
-    probability: list[float]
-    heatmaps: Tensor
 
 
 def first_of_each_class(pictures: PictureSet) -> PictureSet:
