@@ -1,4 +1,4 @@
-"""Runs the command line: ``python -m pokemon_cam run``."""
+"""Entry point of ``python -m pokemon_cam``."""
 
 import sys
 

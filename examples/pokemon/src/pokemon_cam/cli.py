@@ -4,28 +4,27 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
 import torch
 
-from pokemon_cam import creatures, networks, photos, pictures, report, scoring, training
-from pokemon_cam.networks import Builder
+from pokemon_cam import creatures, networks, photos, pictures, report, scoring, training, weights
+from pokemon_cam.networks import Builder, Network
 from pokemon_cam.pictures import PictureSet
-from pokemon_cam.progress import progress_bar
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line.
 
     Args:
-        arguments: the words after the program's name; those of the process if not given.
+        arguments: the arguments after the program's name; by default those of the process.
 
     Returns:
-        The exit status: 0, or 2 for a wrong argument, which is explained on stderr.
+        The exit status: 0, or 2 after an invalid argument, which is explained on stderr.
     """
-    options = _parser().parse_args(arguments)
+    options = _build_parser().parse_args(arguments)
     try:
         run(options)
     except ValueError as error:
@@ -35,18 +34,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def run(options: argparse.Namespace) -> None:
-    """Load, train, score and report, as the options say.
+    """Load the pictures, train and score the networks, and write the report.
 
     Args:
-        options: as `main` parses them.
+        options: the parsed options of ``run``.
 
     Raises:
-        ValueError: when an option does not fit.
+        ValueError: if an option is invalid.
     """
     output: Path = options.output
-    device = _device(options.device)
-    builders, size = _builders(options)
-    data, notes = _load(options, size)
+    device = _find_device(options.device)
+    builders, size = _choose_networks(options)
+    data, notes = _load_pictures(options, size)
     train_set, test_set = pictures.split(data, seed=options.seed)
     notes.insert(
         0,
@@ -55,21 +54,26 @@ def run(options: argparse.Namespace) -> None:
     )
     print("\n".join(notes))
     try:
+        # Create the folder before training; an unusable path should not cost minutes of work.
         output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ValueError(f"--output: expected a folder to write to, got '{output}'") from error
 
-    shown = report.one_of_each(test_set)
-    rows, histories, explained = [], {}, {}
-    trained: dict[str, networks.Network] = {}
+    shown = report.first_of_each_class(test_set)
+    trained: dict[str, Network] = {}
+    results, explanations = [], {}
     for number, build in enumerate(builders.values()):
+        # Each network has a seed of its own, so the networks do not share random numbers.
         seed = options.seed + number
         torch.manual_seed(seed)
+        # A builder may start from the weights of a network trained before it.
         network = build(len(data.classes), trained)
         network.model.to(device)
         epochs = options.epochs or network.recipe.epochs
         batch = network.recipe.batch_size
-        recipe = f"{network.recipe.text}, batch size {batch}, {epochs} epoch{'s' * (epochs > 1)}"
+        recipe = (
+            f"{network.recipe.description}, batch size {batch}, {epochs} epoch{'s' * (epochs > 1)}"
+        )
         print(
             f"{network.name}: {network.description}, {network.parameters:,} parameters "
             f"({network.trainable_parameters:,} trained); {recipe}"
@@ -78,48 +82,74 @@ def run(options: argparse.Namespace) -> None:
             network, train_set, test_set, epochs=epochs, seed=seed, device=device
         )
         trained[network.name] = network
-        views = report.explain(network, shown, device=device)
-        explained[network.name] = views
-        histories[network.name] = history
-        rows.append(
-            report.Row(
+        explained = report.explain(network, shown, device=device)
+        explanations[network.name] = explained
+        pointing = (
+            None
+            if test_set.masks is None
+            else scoring.score_pointing(network, test_set, seed=seed, device=device)
+        )
+        results.append(
+            report.Result(
                 name=network.name,
                 network=network.description,
                 image_size=size,
-                layer=views.layer,
-                map_size=views.map_size,
+                layer=explained.layer,
+                map_size=explained.map_size,
                 parameters=network.parameters,
                 trainable_parameters=network.trainable_parameters,
                 recipe=recipe,
+                # The history has the scores during the last epoch; this is the score after it.
                 train=training.evaluate(network.model, train_set, device=device),
                 test=history.test[-1],
-                pointing=None
-                if test_set.masks is None
-                else scoring.point(network, test_set, seed=seed, device=device),
+                pointing=pointing,
+                history=history,
             )
         )
 
-    with progress_bar("writing the report", 3 + len(rows), "file") as bar:
-        report.write_results(output / "results.json", rows, histories)
-        bar.update()
-        report.write_curves(output / "curves.png", histories)
-        bar.update()
-        for name, views in explained.items():
-            report.network_grid(shown, views).save(output / f"{name}.png")
-            bar.update()
-        report.comparison_grid(shown, explained).save(output / "comparison.png")
-        bar.update()
-    scores, kinds = report.scores_table(rows), report.networks_table(rows)
-    summary = "\n".join(f"- {note}" for note in notes)
-    (output / "table.md").write_text(f"{scores}\n{kinds}\n{summary}\n", encoding="utf-8")
-    print(f"\n{scores}\n{kinds}\n" + "\n".join(notes) + f"\nwritten to {output.resolve()}")
+    tables = report.write_report(output, results, shown, explanations, notes)
+    print(f"\n{tables}" + "\n".join(notes) + f"\nwritten to {output.resolve()}")
 
 
-def _load(options: argparse.Namespace, size: int) -> tuple[PictureSet, list[str]]:
-    """The pictures, and what is to be told about them."""
+def _find_device(name: str) -> torch.device:
+    try:
+        device = torch.device(name)
+        # PyTorch accepts the name of a device that the machine lacks; using it raises the error.
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        # A PyTorch build without CUDA raises AssertionError for "cuda".
+        raise ValueError(f"--device: expected a device of torch, got {name!r}: {error}") from error
+    return device
+
+
+def _choose_networks(options: argparse.Namespace) -> tuple[dict[str, Builder], int]:
+    """Return the builders of the networks, and the size of their pictures."""
+    if options.weights == "none":
+        return networks.small_networks(options.image_size), options.image_size
+    if options.image_size != networks.SMALL_SIZE:
+        raise ValueError(
+            "--image-size: expected it only together with --weights none, "
+            f"got {options.image_size}; published weights take {networks.PAPER_SIZE}"
+        )
+    load = (
+        weights.download_weights
+        if options.weights == "default"
+        else partial(weights.read_weights, Path(options.weights))
+    )
+    # Load every file once before training starts. Otherwise a missing file for the last network
+    # would be reported only after the others were trained.
+    for published in weights.PUBLISHED.values():
+        load(published)
+    return networks.paper_networks(load), networks.PAPER_SIZE
+
+
+def _load_pictures(options: argparse.Namespace, size: int) -> tuple[PictureSet, list[str]]:
+    """Return the pictures, and notes for the report on files that were left out."""
     if options.data == "creatures":
         if options.classes is not None:
-            raise ValueError("--classes: expected it with --data DIR only, got it with 'creatures'")
+            raise ValueError(
+                "--classes: expected it only together with --data DIR, got it with 'creatures'"
+            )
         return creatures.draw_set(options.creatures, seed=options.seed, size=size), []
     classes = photos.PAPER_CLASSES if options.classes is None else options.classes
     reading = photos.read_folder(Path(options.data), classes, size=size)
@@ -131,101 +161,86 @@ def _load(options: argparse.Namespace, size: int) -> tuple[PictureSet, list[str]
     return reading.pictures, notes
 
 
-def _device(name: str) -> torch.device:
-    try:
-        device = torch.device(name)
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError) as error:  # torch asserts that it has the backend
-        raise ValueError(f"--device: expected a device of torch, got {name!r}: {error}") from error
-    return device
-
-
-def _builders(options: argparse.Namespace) -> tuple[dict[str, Builder], int]:
-    """The networks, and the size of their pictures."""
-    if options.weights == "none":
-        return networks.scratch(options.image_size), options.image_size
-    if options.image_size != networks.SCRATCH_SIZE:
-        raise ValueError(
-            "--image-size: expected it with --weights none only; published weights take "
-            f"{networks.PAPER_SIZE}, got {options.image_size}"
-        )
-    load = (
-        networks.published
-        if options.weights == "default"
-        else partial(networks.from_folder, Path(options.weights))
+def _build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="pokemon_cam",
+        description="Train image classifiers and explain them by class activation maps.",
     )
-    for weights in networks.PUBLISHED.values():
-        load(weights)  # what is missing is told now, not after the first training
-    return networks.pretrained(load), networks.PAPER_SIZE
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="pokemon_cam", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="command")
-    run_parser = commands.add_parser(
-        "run",
-        help="train the three networks, explain them, write table and pictures",
-    )
+    text = "train the three networks, explain their predictions and write a report"
+    run_parser = commands.add_parser("run", help=text, description=f"{text.capitalize()}.")
     add = run_parser.add_argument
     add(
         "--data",
         default="creatures",
-        help="'creatures' (drawn; the default), or a folder with one folder per class",
+        metavar="DIR",
+        help="folder of photos with one folder per class, or 'creatures' for the drawn data set "
+        "(default: %(default)s)",
     )
     add(
         "--classes",
         nargs="+",
         metavar="CLASS",
-        help="class folders to use (default: the paper's seven)",
+        help="names of the class folders to use; only together with --data DIR "
+        "(default: the paper's seven classes)",
     )
     add(
         "--weights",
         default="none",
-        help="'none' (the default): smaller networks from scratch; 'default': torchvision's "
-        "published weights; or a folder with their files",
+        help="'none' trains small networks from scratch, 'default' downloads torchvision's "
+        "published weights, and a folder provides their files (default: %(default)s)",
     )
     add(
         "--output",
         type=Path,
         default=Path("pokemon-run"),
-        help="folder for the results (default: %(default)s)",
+        metavar="DIR",
+        help="folder for the report (default: %(default)s)",
     )
     add(
         "--seed",
-        type=_count(0),
+        type=_integer_from(0),
         default=0,
-        help="seed of pictures, split and training (default: %(default)s)",
+        help="seed of the drawn pictures, the split and the training (default: %(default)s)",
     )
-    add("--epochs", type=_count(1), help="epochs (default: those of the recipe)")
+    add(
+        "--epochs",
+        type=_integer_from(1),
+        help="number of epochs for every network (default: those of its recipe)",
+    )
     add(
         "--creatures",
-        type=_count(14),
+        # Two creatures of each of the seven kinds: one to train on and one to test on.
+        type=_integer_from(14),
         default=1470,
-        help="number of creatures to draw (default: %(default)s)",
+        metavar="COUNT",
+        help="number of creatures to draw, at least 14 (default: %(default)s)",
     )
     add(
         "--image-size",
-        type=_count(64),
-        default=networks.SCRATCH_SIZE,
-        help="height and width of the pictures, in pixels (default: %(default)s)",
+        # The networks halve the resolution three times; smaller maps would show too little.
+        type=_integer_from(64),
+        default=networks.SMALL_SIZE,
+        metavar="PIXELS",
+        help="height and width of the pictures, at least 64; only together with --weights none "
+        "(default: %(default)s)",
     )
     add(
         "--device",
         default="cuda" if torch.cuda.is_available() else "cpu",
-        help="where to compute, as torch names it (default: %(default)s)",
+        help="PyTorch device to compute on (default: %(default)s)",
     )
     return parser
 
 
-class _count:
-    """Parses an integer that is at least ``least``."""
+def _integer_from(least: int) -> Callable[[str], int]:
+    """Return a parser of integers that are at least ``least``."""
 
-    def __init__(self, least: int) -> None:
-        self.least = least
-
-    def __call__(self, text: str) -> int:
-        if not text.isdecimal() or int(text) < self.least:
+    def parse(text: str) -> int:
+        if not text.isdecimal() or int(text) < least:
             raise argparse.ArgumentTypeError(
-                f"expected an integer of at least {self.least}, got {text!r}"
+                f"expected an integer of at least {least}, got {text!r}"
             )
         return int(text)
+
+    return parse

@@ -1,69 +1,43 @@
-"""The three networks of the paper, with published weights or as smaller relatives from scratch."""
+"""The three networks: either the paper's, with published weights, or small relatives of them.
+
+Each network is created by a *builder*, a function that takes the number of classes and the networks
+trained before it. A run calls the builders one after the other.
+"""
 
 from __future__ import annotations
 
-import http.client
-import math
-import pickle
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
-from typing import Any
 
 import camkit
-import torch
 from torch import Tensor, nn
-from torchvision.models import (
-    AlexNet_Weights,
-    VGG16_Weights,
-    VGG19_Weights,
-    WeightsEnum,
-    alexnet,
-    vgg16,
-    vgg19,
-)
+from torchvision.models import WeightsEnum, alexnet, vgg16, vgg19
 from torchvision.models.vgg import make_layers
 
+from pokemon_cam import recipes
+from pokemon_cam.recipes import Recipe
+from pokemon_cam.weights import PUBLISHED, StateDict, build_with_weights
+
 PAPER_SIZE = 224
-SCRATCH_SIZE = 112
+"""Height and width of the pictures for the paper's networks, in pixels."""
 
-
-@dataclass(frozen=True)
-class Recipe:
-    """How a network is trained.
-
-    Attributes:
-        text: the recipe in words, for the report.
-        epochs: passes over the training pictures.
-        batch_size: pictures per step.
-        optimizer: makes the optimiser of the given parameters.
-        rate: factor on the learning rate, by the epochs done so far (a fraction) and their number.
-        label_smoothing: share of the target's probability that is spread over all classes.
-        augment: changes a batch ``(N, 3, H, W)`` of normalised training pictures.
-    """
-
-    text: str
-    epochs: int
-    batch_size: int
-    optimizer: Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
-    rate: Callable[[float, int], float]
-    label_smoothing: float
-    augment: Callable[[Tensor], Tensor]
+SMALL_SIZE = 112
+"""Default height and width of the pictures for the small networks, in pixels."""
 
 
 @dataclass(frozen=True)
 class Network:
-    """One row of the table: a network, how it is trained and how it is explained.
+    """A network, its training recipe and its explainer; one row of the report's tables.
 
     Attributes:
-        name: the paper's name of the row.
-        description: what the network really is.
+        name: the paper's name of the network.
+        description: the architecture and the weights it starts from.
         image_size: height and width of its pictures, in pixels.
         model: maps normalised pictures ``(N, 3, H, W)`` to logits ``(N, K)``.
-        explain: explains the predicted class of a batch of normalised pictures.
-        recipe: how it is trained.
+        explain: explains the predicted class of each picture in a normalised batch.
+        recipe: how the network is trained.
     """
 
     name: str
@@ -75,263 +49,125 @@ class Network:
 
     @property
     def parameters(self) -> int:
-        """Number of all its parameters."""
+        """Number of parameters."""
         return sum(p.numel() for p in self.model.parameters())
 
     @property
     def trainable_parameters(self) -> int:
-        """Number of its parameters that training changes."""
+        """Number of parameters that training changes."""
         return sum(p.numel() for p in self.model.parameters() if p.requires_grad)
 
 
-# A builder makes one network for a number of classes; it is given the rows before it, trained.
-Builder = Callable[[int, Mapping[str, "Network"]], Network]
-StateDict = Mapping[str, Any]
+Builder = Callable[[int, Mapping[str, Network]], Network]
+"""Creates a network, given the number of classes and the networks trained so far, by name."""
 
 
-def _steps(epoch: float, epochs: int) -> float:
-    return float(0.1 ** (int(epoch) // 7))
+# --- the paper's networks, with published weights ---
 
 
-def _one_cycle(epoch: float, epochs: int) -> float:
-    warm_up = 0.3 * epochs
-    if epoch < warm_up:
-        return 0.04 + 0.96 * epoch / warm_up
-    return 0.5 + 0.5 * math.cos(math.pi * (epoch - warm_up) / (epochs - warm_up))
-
-
-def _unchanged(x: Tensor) -> Tensor:
-    return x
-
-
-def _mirrored(x: Tensor) -> Tensor:
-    """Half of the pictures, by chance, mirrored left to right."""
-    chosen = torch.rand(len(x), 1, 1, 1, device=x.device) < 0.5
-    return torch.where(chosen, x.flip(3), x)
-
-
-def _sgd(parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
-    return torch.optim.SGD(parameters, lr=0.001, momentum=0.9)
-
-
-def _adamw(
-    rate: float,
-) -> Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]:
-    return partial(torch.optim.AdamW, lr=rate, weight_decay=0.01)
-
-
-# The paper gives no step; 7 epochs and 0.1 are what usually go with its other numbers.
-_PAPER = Recipe(
-    "SGD, learning rate 0.001 times 0.1 every 7 epochs, momentum 0.9",
-    epochs=10,
-    batch_size=1,
-    optimizer=_sgd,
-    rate=_steps,
-    label_smoothing=0.0,
-    augment=_unchanged,
-)
-# Without smoothing the networks grow sure, and their maps' maxima stray off the creature.
-_SCRATCH = Recipe(
-    "AdamW, learning rate 0.003 in one cycle, weight decay 0.01, label smoothing 0.1, "
-    "mirrored at random",
-    epochs=6,
-    batch_size=32,
-    optimizer=_adamw(0.003),
-    rate=_one_cycle,
-    label_smoothing=0.1,
-    augment=_mirrored,
-)
-_FINE_TUNING = replace(
-    _SCRATCH,
-    text=_SCRATCH.text.replace("0.003", "0.001"),
-    epochs=3,
-    optimizer=_adamw(0.001),
-)
-
-
-# --- with published weights: the paper's networks ---
-
-
-def published(weights: WeightsEnum) -> StateDict:
-    """Download published weights, or take them from torch's cache.
+def paper_networks(load: Callable[[WeightsEnum], StateDict]) -> dict[str, Builder]:
+    """Return builders of the paper's networks, which are trained by the paper's recipe.
 
     Args:
-        weights: which, such as ``VGG16_Weights.DEFAULT``.
+        load: returns the state dict of published weights, or raises ``ValueError``.
 
     Returns:
-        The state dict.
-
-    Raises:
-        ValueError: when they cannot be had.
+        The builder of each network, by the network's name.
     """
-    try:
-        state: StateDict = weights.get_state_dict(progress=True, check_hash=True)
-    except (OSError, RuntimeError, http.client.HTTPException) as error:
-        raise ValueError(
-            f"--weights: expected to download {weights.url}, got {error!r}; "
-            "give 'none' to train from scratch, or a folder that holds "
-            f"{', '.join(_file_name(w) for w in PUBLISHED.values())}"
-        ) from error
-    return state
 
-
-def from_folder(folder: Path, weights: WeightsEnum) -> StateDict:
-    """Read published weights from a folder of checkpoint files.
-
-    Args:
-        folder: where the files are, under the names they are published with.
-        weights: which, such as ``VGG16_Weights.DEFAULT``.
-
-    Returns:
-        The state dict.
-
-    Raises:
-        ValueError: when the file is not there or is no checkpoint.
-    """
-    path = folder / _file_name(weights)
-    if not path.is_file():
-        raise ValueError(
-            f"--weights: expected 'default', 'none' or a folder that holds {path.name}, "
-            f"got '{folder}'"
+    def build_cam(
+        name: str, make: Callable[..., nn.Module], num_classes: int, trained: Mapping[str, Network]
+    ) -> Network:
+        weights = PUBLISHED[name]
+        model = build_with_weights(make, load(weights), weights)
+        text = f"{make.__name__} features (ImageNet weights, frozen) + GAP + linear"
+        return _cam_network(
+            name, text, model, num_classes, PAPER_SIZE, recipes.PAPER, freeze_features=True
         )
-    try:
-        state: StateDict = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        raise ValueError(f"--weights: expected a checkpoint, got '{path}': {error}") from error
-    return state
 
-
-def pretrained(load: Callable[[WeightsEnum], StateDict]) -> dict[str, Builder]:
-    """The paper's networks, trained by the paper's recipe.
-
-    Args:
-        load: gives the state dict of published weights, and raises ``ValueError`` if it cannot.
-
-    Returns:
-        For each row's name its builder.
-    """
-
-    def cam(name: str, make: Callable[..., nn.Module], weights: WeightsEnum) -> Builder:
-        def build(num_classes: int, earlier: Mapping[str, Network]) -> Network:
-            model = _with_weights(make, load(weights), weights)
-            net = camkit.attach_gap_head(
-                model,
-                num_classes,
-                layer="features",
-                input_shape=(3, PAPER_SIZE, PAPER_SIZE),
-                freeze=True,
-            )
-            text = f"{make.__name__} features (ImageNet weights, frozen) + GAP + linear"
-            return Network(name, text, PAPER_SIZE, net, camkit.CAM(net), _PAPER)
-
-        return build
-
-    def build_vgg19(num_classes: int, earlier: Mapping[str, Network]) -> Network:
-        weights = VGG19_Weights.DEFAULT
-        model = _with_weights(vgg19, load(weights), weights)
+    def build_vgg19(num_classes: int, trained: Mapping[str, Network]) -> Network:
+        weights = PUBLISHED["VGG19-Grad-CAM"]
+        model = build_with_weights(vgg19, load(weights), weights)
+        # Only the last layer of the head is new; it has one output per class instead of 1,000.
         model.set_submodule("classifier.6", nn.Linear(4096, num_classes))
         text = "vgg19 (ImageNet weights), all of it fine-tuned"
         explain = camkit.GradCAM(model, layer="features.34")
-        return Network("VGG19-Grad-CAM", text, PAPER_SIZE, model, explain, _PAPER)
+        return Network("VGG19-Grad-CAM", text, PAPER_SIZE, model, explain, recipes.PAPER)
 
     return {
-        "VGG16-CAM": cam("VGG16-CAM", vgg16, VGG16_Weights.DEFAULT),
-        "AlexNet-CAM": cam("AlexNet-CAM", alexnet, AlexNet_Weights.DEFAULT),
+        "VGG16-CAM": partial(build_cam, "VGG16-CAM", vgg16),
+        "AlexNet-CAM": partial(build_cam, "AlexNet-CAM", alexnet),
         "VGG19-Grad-CAM": build_vgg19,
     }
 
 
-PUBLISHED: dict[str, WeightsEnum] = {
-    "VGG16-CAM": VGG16_Weights.DEFAULT,
-    "AlexNet-CAM": AlexNet_Weights.DEFAULT,
-    "VGG19-Grad-CAM": VGG19_Weights.DEFAULT,
-}
-"""The published weights behind each row."""
+# --- small relatives, trained from scratch ---
+
+# In torchvision's notation: the channels of a 3x3 convolution, or "M" for max pooling.
+_SMALL_VGG: tuple[int | str, ...] = (16, 16, "M", 32, 32, "M", 64, 64, 64, "M", 96)
+_SMALL_VGG_TEXT = "narrow VGG with batch norm (8 convolutions, 16 to 96 channels)"
 
 
-def _file_name(weights: WeightsEnum) -> str:
-    return str(weights.url).rpartition("/")[2]
+def small_networks(image_size: int) -> dict[str, Builder]:
+    """Return builders of small relatives, which train in minutes without published weights.
 
-
-def _with_weights(
-    make: Callable[..., nn.Module], state: StateDict, weights: WeightsEnum
-) -> nn.Module:
-    with torch.device("meta"):  # no time and memory for values that are replaced at once
-        model = make()
-    try:
-        model.load_state_dict(state, assign=True)
-    except RuntimeError as error:
-        raise ValueError(
-            f"--weights: expected {_file_name(weights)} to fit {make.__name__}, got {error}"
-        ) from error
-    return model
-
-
-# --- from scratch: smaller relatives ---
-
-
-def scratch(image_size: int) -> dict[str, Builder]:
-    """Narrow relatives of the paper's networks, trained without published weights in minutes.
-
-    They have batch norm and fewer layers, and their trunks end earlier, for a finer map.
+    The relatives have fewer channels than the paper's networks, and use batch norm. They halve the
+    resolution only three times, which makes the maps finer.
 
     Args:
         image_size: height and width of the pictures, in pixels.
 
     Returns:
-        For each row's name its builder; the VGG19's needs the trained VGG16-CAM.
+        The builder of each network, by the network's name. The builder of VGG19-Grad-CAM needs the
+        trained VGG16-CAM.
     """
 
-    def cam(name: str, text: str, features: nn.Sequential, num_classes: int) -> Network:
-        model = _with_connected_head(features, num_classes)
-        net = camkit.attach_gap_head(
-            model,
-            num_classes,
-            layer="features",
-            input_shape=(3, image_size, image_size),
-            freeze=True,
-        )
-        net.unfreeze()
+    def build_cam(
+        name: str,
+        text: str,
+        make_features: Callable[[], nn.Sequential],
+        num_classes: int,
+        trained: Mapping[str, Network],
+    ) -> Network:
+        # The head after the features only completes the model; the GAP head replaces it.
+        model = _add_vgg_head(make_features(), num_classes)
         text += " + GAP + linear, all from scratch"
-        return Network(name, text, image_size, net, camkit.CAM(net), _SCRATCH)
+        return _cam_network(
+            name, text, model, num_classes, image_size, recipes.FROM_SCRATCH, freeze_features=False
+        )
 
-    def build_vgg16(num_classes: int, earlier: Mapping[str, Network]) -> Network:
-        features = make_layers(list(_NARROW_VGG), batch_norm=True)
-        return cam("VGG16-CAM", f"narrow VGG {_NARROW_TEXT}", features, num_classes)
-
-    def build_alexnet(num_classes: int, earlier: Mapping[str, Network]) -> Network:
-        text = "narrow AlexNet with batch norm (5 convolutions, 32 to 96 channels)"
-        return cam("AlexNet-CAM", text, _narrow_alexnet(), num_classes)
-
-    def build_vgg19(num_classes: int, earlier: Mapping[str, Network]) -> Network:
-        features = make_layers(list(_NARROW_VGG), batch_norm=True)
-        model = _with_connected_head(features, num_classes)
-        # The paper fine-tunes a trained trunk. Here the first row's is one; a trunk trained under
-        # this head alone may tell a class by what is absent, and its map then shows the rest.
-        trained = earlier["VGG16-CAM"].model.get_submodule("trunk.features")
-        features.load_state_dict(trained.state_dict())
+    def build_vgg19(num_classes: int, trained: Mapping[str, Network]) -> Network:
+        features = _small_vgg_features()
+        model = _add_vgg_head(features, num_classes)
+        # The paper fine-tunes trained features, so this network starts from those of VGG16-CAM.
+        # Features trained from scratch under this head may recognise a class by a part that is
+        # absent, and the map then points elsewhere.
+        source = trained["VGG16-CAM"].model.get_submodule("trunk.features")
+        features.load_state_dict(source.state_dict())
         text = (
-            f"narrow VGG {_NARROW_TEXT} + 3 fully connected layers, "
+            f"{_SMALL_VGG_TEXT} + 3 fully connected layers, "
             "features from the VGG16-CAM above, all fine-tuned"
         )
-        # At the end of the last block: between its convolution and its ReLU comes a batch norm,
-        # whose shift the map of the bare convolution does not know of.
+        # Explain the ReLU at the end of the last block, not its convolution. The batch norm between
+        # them shifts the values, and a map of the convolution's output would miss that shift.
         explain = camkit.GradCAM(model, layer=f"features.{len(features) - 1}")
-        return Network("VGG19-Grad-CAM", text, image_size, model, explain, _FINE_TUNING)
+        return Network("VGG19-Grad-CAM", text, image_size, model, explain, recipes.FINE_TUNING)
 
+    alexnet_text = "narrow AlexNet with batch norm (5 convolutions, 32 to 128 channels)"
     return {
-        "VGG16-CAM": build_vgg16,
-        "AlexNet-CAM": build_alexnet,
+        "VGG16-CAM": partial(build_cam, "VGG16-CAM", _SMALL_VGG_TEXT, _small_vgg_features),
+        "AlexNet-CAM": partial(build_cam, "AlexNet-CAM", alexnet_text, _small_alexnet_features),
         "VGG19-Grad-CAM": build_vgg19,
     }
 
 
-_NARROW_VGG: tuple[int | str, ...] = (16, 16, "M", 32, 32, "M", 64, 64, 64, "M", 96)
-_NARROW_TEXT = "with batch norm (8 convolutions, 16 to 96 channels)"
+def _small_vgg_features() -> nn.Sequential:
+    features: nn.Sequential = make_layers(list(_SMALL_VGG), batch_norm=True)
+    return features
 
 
-def _narrow_alexnet() -> nn.Sequential:
-    """AlexNet's five convolutions, narrower, with a smaller stride and without the last pooling."""
+def _small_alexnet_features() -> nn.Sequential:
+    """AlexNet's five convolutions with fewer channels, smaller stride and no last pooling."""
 
     def convolution(inputs: int, outputs: int, size: int, stride: int) -> list[nn.Module]:
         return [
@@ -351,15 +187,14 @@ def _narrow_alexnet() -> nn.Sequential:
     )
 
 
-def _with_connected_head(features: nn.Sequential, num_classes: int) -> nn.Sequential:
-    """Features with a head like VGG's: pooled to a fixed size, flattened, three linear layers."""
-    for module in features:
-        if isinstance(module, nn.Conv2d):
-            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-            channels = module.out_channels
-    side = 2
+def _add_vgg_head(features: nn.Sequential, num_classes: int) -> nn.Sequential:
+    """Initialise the features and add a head like VGG's: pooling and three linear layers."""
+    convolutions = [module for module in features if isinstance(module, nn.Conv2d)]
+    for convolution in convolutions:
+        nn.init.kaiming_normal_(convolution.weight, mode="fan_out", nonlinearity="relu")
+    side = 2  # VGG pools to 7x7; a smaller grid keeps the first linear layer small.
     head = nn.Sequential(
-        nn.Linear(channels * side * side, 256),
+        nn.Linear(convolutions[-1].out_channels * side * side, 256),
         nn.ReLU(inplace=True),
         nn.Dropout(0.2),
         nn.Linear(256, 256),
@@ -375,3 +210,27 @@ def _with_connected_head(features: nn.Sequential, num_classes: int) -> nn.Sequen
             classifier=head,
         )
     )
+
+
+# --- both ---
+
+
+def _cam_network(
+    name: str,
+    description: str,
+    model: nn.Module,
+    num_classes: int,
+    image_size: int,
+    recipe: Recipe,
+    *,
+    freeze_features: bool,
+) -> Network:
+    """Replace the head of a model by global average pooling (GAP) and one linear layer."""
+    net = camkit.attach_gap_head(
+        model,
+        num_classes,
+        layer="features",
+        input_shape=(3, image_size, image_size),
+        freeze=freeze_features,
+    )
+    return Network(name, description, image_size, net, camkit.CAM(net), recipe)

@@ -1,4 +1,4 @@
-"""A set of labelled pictures, whether drawn or photographed, and its split."""
+"""A set of labelled pictures, drawn or photographed, and its split into train and test."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 TEST_SHARE = 269 / 1470
-"""Share of the pictures that are for testing: the paper's 1,201 train and 269 test photos."""
+"""Share of test pictures, as in the paper: 269 of its 1,470 photos (1,201 for training)."""
 
 
 @dataclass(frozen=True)
@@ -19,9 +19,9 @@ class PictureSet:
 
     Attributes:
         images: uint8, shape ``(N, 3, H, W)``.
-        labels: class indices, int64, shape ``(N,)``.
-        classes: the K class names; a label is an index into them.
-        masks: the true pixels of what is to be seen, bool, shape ``(N, H, W)``; None if unknown.
+        labels: indices into ``classes``, int64, shape ``(N,)``.
+        classes: names of the K classes.
+        masks: the true pixels of each object, bool, shape ``(N, H, W)``; None if unknown.
     """
 
     images: Tensor
@@ -34,19 +34,19 @@ class PictureSet:
         return len(self.labels)
 
     def subset(self, indices: Tensor) -> PictureSet:
-        """The pictures at ``indices``, in that order; the classes stay the same.
+        """Select pictures by index; the classes stay the same.
 
         Args:
             indices: int64, shape ``(M,)``.
 
         Returns:
-            A set of M pictures.
+            A set of M pictures, in the order of ``indices``.
         """
         masks = None if self.masks is None else self.masks[indices]
         return PictureSet(self.images[indices], self.labels[indices], self.classes, masks)
 
     def batches(self, size: int) -> Iterator[PictureSet]:
-        """The pictures in order, some at a time.
+        """Iterate over the pictures in batches, in order.
 
         Args:
             size: pictures per batch, at least 1; the last batch may have fewer.
@@ -59,17 +59,17 @@ class PictureSet:
 
 
 def split(pictures: PictureSet, *, seed: int) -> tuple[PictureSet, PictureSet]:
-    """Split every class into train and test pictures, about 82 to 18.
+    """Split every class at random into about 82% train and 18% test pictures.
 
     Args:
-        pictures: at least two of each class.
-        seed: seed of the choice, from 0.
+        pictures: at least two pictures of each class.
+        seed: seed of the split, at least 0.
 
     Returns:
-        ``(train, test)``: no picture in both, none left out, every class in both.
+        ``(train, test)``. Each picture is in one of them, and each class is in both.
 
     Raises:
-        ValueError: when a class has fewer than two pictures.
+        ValueError: if a class has fewer than two pictures.
     """
     rng = np.random.default_rng(seed)
     labels = pictures.labels.numpy()
@@ -80,9 +80,11 @@ def split(pictures: PictureSet, *, seed: int) -> tuple[PictureSet, PictureSet]:
             raise ValueError(
                 f"pictures: expected at least 2 of each class, got {len(members)} of {name!r}"
             )
+        # A class with two pictures would round to no test picture.
         count = max(1, round(len(members) * TEST_SHARE))
         test.append(members[:count])
         train.append(members[count:])
+    # The indices are grouped by class here; sorting restores the order of the data set.
     return (
         pictures.subset(torch.from_numpy(np.sort(np.concatenate(train)))),
         pictures.subset(torch.from_numpy(np.sort(np.concatenate(test)))),

@@ -1,4 +1,4 @@
-"""One progress bar per stage of a run."""
+"""The progress bar that every stage of a run shows."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from tqdm import tqdm
 
 
 def progress_bar(stage: str, total: int, unit: str) -> tqdm[Any]:
-    """A progress bar on stderr.
+    """Create a progress bar on stderr.
 
     Args:
-        stage: what is being done.
-        total: number of units.
-        unit: what is counted, in the singular.
+        stage: name of the stage, such as ``"reading photos"``.
+        total: number of units in the stage.
+        unit: name of one unit, such as ``"file"``.
 
     Returns:
-        The bar: a context manager with ``update`` and ``set_postfix``.
+        The bar, a context manager with ``update`` and ``set_postfix``.
     """
-    # A log keeps every state of a bar, so there it changes seldom.
+    # A terminal overwrites the bar, but a log file keeps every update, so it gets fewer of them.
     interval = 0.1 if sys.stderr.isatty() else 20.0
     return tqdm(total=total, desc=stage, unit=unit, mininterval=interval)

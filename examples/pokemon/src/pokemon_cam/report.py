@@ -1,4 +1,4 @@
-"""The table, the curves and the picture grids."""
+"""Writes the report of a run: tables, numbers, curves and picture grids."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import camkit
-import numpy as np
 import torch
 from matplotlib.figure import Figure
 from PIL import Image
@@ -16,28 +15,32 @@ from torch import Tensor
 
 from pokemon_cam.networks import Network
 from pokemon_cam.pictures import PictureSet
+from pokemon_cam.progress import progress_bar
 from pokemon_cam.scoring import Pointing
 from pokemon_cam.training import History, Score, normalized
 
-_TILE = 160  # side of one picture in a grid, in pixels
+_TILE_SIZE = 160  # Height and width of one picture in a grid, in pixels.
 
 
 @dataclass(frozen=True)
-class Row:
-    """One row of the table.
+class Result:
+    """The measurements of one network; one row of the tables.
+
+    The field names are the keys in ``results.json``.
 
     Attributes:
         name: the paper's name of the network.
-        network: what the network really is.
+        network: the architecture and the weights it started from.
         image_size: height and width of its pictures, in pixels.
-        layer: the explained layer's name.
-        map_size: the maps' resolution ``(h, w)``.
-        parameters: number of all parameters.
-        trainable_parameters: number of those that training changed.
-        recipe: how it was trained.
+        layer: name of the explained layer.
+        map_size: resolution ``(h, w)`` of the maps before upsampling.
+        parameters: number of parameters.
+        trainable_parameters: number of parameters that training changed.
+        recipe: the training recipe in words.
         train: score on the training pictures after training.
         test: score on the test pictures after training.
-        pointing: score of the maps; None where the truth is not known.
+        pointing: score of the maps; None if the pictures have no masks.
+        history: scores over the epochs.
     """
 
     name: str
@@ -51,123 +54,20 @@ class Row:
     train: Score
     test: Score
     pointing: Pointing | None
-
-
-_PAPER = {
-    "VGG16-CAM": Score(0.218, 0.918),
-    "AlexNet-CAM": Score(0.115, 0.955),
-    "VGG19-Grad-CAM": Score(0.984, 0.881),
-}
-
-
-def scores_table(rows: Sequence[Row]) -> str:
-    """Table I in Markdown: losses, accuracies, pointing, and the paper's test results.
-
-    Args:
-        rows: one per network.
-
-    Returns:
-        The table, ending in a newline.
-    """
-    cells = [["", "train loss", "train acc.", "test loss", "test acc.", "pointing",
-              "random map", "paper: test loss", "paper: test acc."]]  # fmt: skip
-    for row in rows:
-        paper = _PAPER[row.name]
-        points = (row.pointing.maps, row.pointing.random) if row.pointing else ()
-        numbers = (row.train.loss, row.train.accuracy, row.test.loss, row.test.accuracy, *points)
-        missing = ["not known"] * (6 - len(numbers))
-        cells.append(
-            [
-                row.name,
-                *(f"{n:.3f}" for n in numbers),
-                *missing,
-                f"{paper.loss:.3f}",
-                f"{paper.accuracy:.3f}",
-            ]
-        )
-    return _markdown(cells)
-
-
-def networks_table(rows: Sequence[Row]) -> str:
-    """What each row of the table really is, in Markdown.
-
-    Args:
-        rows: one per network.
-
-    Returns:
-        The table, ending in a newline.
-    """
-    cells = [["", "network", "images", "layer, map", "parameters (trained)", "recipe"]]
-    for row in rows:
-        cells.append(
-            [
-                row.name,
-                row.network,
-                f"{row.image_size}x{row.image_size}",
-                f"`{row.layer}`, {row.map_size[0]}x{row.map_size[1]}",
-                f"{row.parameters:,} ({row.trainable_parameters:,})",
-                row.recipe,
-            ]
-        )
-    return _markdown(cells)
-
-
-def write_results(path: Path, rows: Sequence[Row], histories: Mapping[str, History]) -> None:
-    """Write all numbers as JSON.
-
-    Args:
-        path: the file to write.
-        rows: one per network.
-        histories: the curves of each network, by its name.
-    """
-    results = [asdict(row) | {"history": asdict(histories[row.name])} for row in rows]
-    path.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
-
-
-def write_curves(path: Path, histories: Mapping[str, History]) -> None:
-    """Draw loss and accuracy over the epochs, training dashed and test solid.
-
-    Args:
-        path: the PNG file to write.
-        histories: the curves of each network, by its name.
-    """
-    figure = Figure(figsize=(10, 4.5), layout="constrained")
-    for axes, quantity, label in zip(
-        figure.subplots(1, 2),
-        ("loss", "accuracy"),
-        ("loss (cross entropy, nats)", "accuracy"),
-        strict=True,
-    ):
-        for colour, (name, history) in enumerate(histories.items()):
-            for part, style in (("train", "--"), ("test", "-")):
-                values = [getattr(score, quantity) for score in getattr(history, part)]
-                epochs = range(1, len(values) + 1)
-                axes.plot(
-                    epochs, values, style, color=f"C{colour}", marker=".", label=f"{name}, {part}"
-                )
-        axes.set_xlabel("epoch")
-        axes.set_ylabel(label)
-        axes.xaxis.get_major_locator().set_params(integer=True)
-        axes.grid(alpha=0.3)
-        axes.set_xlim(0.5, max(len(history.test) for history in histories.values()) + 0.5)
-    losses, accuracies = figure.axes
-    losses.set_yscale("log")  # the first epochs of batch norm can be far off
-    accuracies.set_ylim(0, 1.02)
-    handles, labels = losses.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=len(histories))
-    figure.savefig(path, dpi=120)
+    history: History
 
 
 @dataclass(frozen=True)
-class Explained:
-    """A network's view of some pictures.
+class Explanations:
+    """The predictions of a network for N pictures, and their heatmaps.
 
     Attributes:
-        layer: the explained layer's name.
-        map_size: the raw maps' resolution ``(h, w)``.
-        predicted: name of the predicted class of each.
-        probability: of that class, in [0, 1].
-        heatmaps: of that class, in [0, 1], shape ``(N, T, T)`` at the grids' tile size.
+        layer: name of the explained layer.
+        map_size: resolution ``(h, w)`` of the maps before upsampling.
+        predicted: name of the predicted class, for each picture.
+        probability: probability of the predicted class, in [0, 1], for each picture.
+        heatmaps: heatmap of the predicted class, in [0, 1], shape ``(N, T, T)``, where T is the
+            size of a picture in a grid.
     """
 
     layer: str
@@ -177,11 +77,154 @@ class Explained:
     heatmaps: Tensor
 
 
-def one_of_each(pictures: PictureSet) -> PictureSet:
-    """The first picture of every class: the same ones for every network, chosen by no result.
+# Table I of the paper, on its test photos.
+_PAPER_SCORES = {
+    "VGG16-CAM": Score(0.218, 0.918),
+    "AlexNet-CAM": Score(0.115, 0.955),
+    "VGG19-Grad-CAM": Score(0.984, 0.881),
+}
+
+
+def write_report(
+    folder: Path,
+    results: Sequence[Result],
+    pictures: PictureSet,
+    explanations: Mapping[str, Explanations],
+    notes: Sequence[str],
+) -> str:
+    """Write all files of the report.
 
     Args:
-        pictures: at least one of each class.
+        folder: existing folder to write to.
+        results: one per network.
+        pictures: the explained pictures.
+        explanations: each network's explanations of ``pictures``, by its name.
+        notes: lines to write below the tables.
+
+    Returns:
+        The tables in Markdown.
+    """
+    with progress_bar("writing the report", 3 + len(results), "file") as bar:
+        write_results(folder / "results.json", results)
+        bar.update()
+        write_curves(folder / "curves.png", results)
+        bar.update()
+        for name, explained in explanations.items():
+            network_grid(pictures, explained).save(folder / f"{name}.png")
+            bar.update()
+        comparison_grid(pictures, explanations).save(folder / "comparison.png")
+        bar.update()
+    tables = f"{scores_table(results)}\n{networks_table(results)}\n"
+    note_list = "\n".join(f"- {note}" for note in notes)
+    (folder / "table.md").write_text(f"{tables}{note_list}\n", encoding="utf-8")
+    return tables
+
+
+def scores_table(results: Sequence[Result]) -> str:
+    """Format the scores as a Markdown table, with the paper's test scores beside them.
+
+    Args:
+        results: one per network.
+
+    Returns:
+        The table, ending in a newline.
+    """
+    cells = [["", "train loss", "train acc.", "test loss", "test acc.", "pointing",
+              "random map", "paper: test loss", "paper: test acc."]]  # fmt: skip
+    for result in results:
+        train, test, paper = result.train, result.test, _PAPER_SCORES[result.name]
+        # Photos come without masks, so it is unknown whether a map points at the object.
+        pointing = result.pointing
+        shares = (pointing.maps, pointing.random) if pointing else (None, None)
+        numbers = (train.loss, train.accuracy, test.loss, test.accuracy, *shares)
+        numbers += (paper.loss, paper.accuracy)
+        cells.append([result.name, *("not known" if n is None else f"{n:.3f}" for n in numbers)])
+    return _format_table(cells)
+
+
+def networks_table(results: Sequence[Result]) -> str:
+    """Format the architectures and recipes as a Markdown table.
+
+    Args:
+        results: one per network.
+
+    Returns:
+        The table, ending in a newline.
+    """
+    cells = [["", "network", "images", "layer, map", "parameters (trained)", "recipe"]]
+    for result in results:
+        cells.append(
+            [
+                result.name,
+                result.network,
+                f"{result.image_size}x{result.image_size}",
+                f"`{result.layer}`, {result.map_size[0]}x{result.map_size[1]}",
+                f"{result.parameters:,} ({result.trainable_parameters:,})",
+                result.recipe,
+            ]
+        )
+    return _format_table(cells)
+
+
+def write_results(path: Path, results: Sequence[Result]) -> None:
+    """Write all numbers as JSON.
+
+    Args:
+        path: the file to write.
+        results: one per network.
+    """
+    text = json.dumps([asdict(result) for result in results], indent=2)
+    path.write_text(text + "\n", encoding="utf-8")
+
+
+def write_curves(path: Path, results: Sequence[Result]) -> None:
+    """Plot loss and accuracy over the epochs; dashed lines are train, solid lines are test.
+
+    Args:
+        path: the PNG file to write.
+        results: one per network.
+    """
+    figure = Figure(figsize=(10, 4.5), layout="constrained")
+    for axes, quantity, label in zip(
+        figure.subplots(1, 2),
+        ("loss", "accuracy"),
+        ("loss (cross entropy, nats)", "accuracy"),
+        strict=True,
+    ):
+        # A network keeps its colour in both plots, so one legend serves both.
+        for number, result in enumerate(results):
+            for part, style in (("train", "--"), ("test", "-")):
+                values = [getattr(score, quantity) for score in getattr(result.history, part)]
+                axes.plot(
+                    range(1, len(values) + 1),
+                    values,
+                    style,
+                    color=f"C{number}",
+                    marker=".",
+                    label=f"{result.name}, {part}",
+                )
+        axes.set_xlabel("epoch")
+        axes.set_ylabel(label)
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.grid(alpha=0.3)
+        axes.set_xlim(0.5, max(len(result.history.test) for result in results) + 0.5)
+    losses, accuracies = figure.axes
+    # With batch norm, the test loss of the first epochs can be very large; on a linear scale the
+    # later epochs would all look alike.
+    losses.set_yscale("log")
+    accuracies.set_ylim(0, 1.02)
+    handles, labels = losses.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(results))
+    figure.savefig(path, dpi=120)
+
+
+def first_of_each_class(pictures: PictureSet) -> PictureSet:
+    """Select the first picture of every class.
+
+    The choice does not depend on the results, so the report shows mistakes as well as successes.
+
+    Args:
+        pictures: at least one picture of each class.
 
     Returns:
         As many pictures as classes, in the order of the classes.
@@ -190,82 +233,76 @@ def one_of_each(pictures: PictureSet) -> PictureSet:
     return pictures.subset(torch.tensor(first))
 
 
-def explain(network: Network, pictures: PictureSet, *, device: torch.device) -> Explained:
-    """Explain what a network predicts for pictures.
+def explain(network: Network, pictures: PictureSet, *, device: torch.device) -> Explanations:
+    """Predict the classes of pictures and explain the predictions.
 
     Args:
-        network: on ``device``, in evaluation mode.
-        pictures: N pictures.
-        device: where to compute.
+        network: the network, on ``device`` and in evaluation mode.
+        pictures: N pictures; they run through the network as one batch.
+        device: device to compute on.
 
     Returns:
         Predictions and heatmaps.
     """
     explanation = network.explain(normalized(pictures.images, device))
     probabilities = explanation.output.softmax(1).amax(1)
-    return Explained(
-        explanation.layer,
-        (explanation.maps.shape[1], explanation.maps.shape[2]),
-        [pictures.classes[k] for k in explanation.output.argmax(1).tolist()],
-        probabilities.tolist(),
-        explanation.heatmaps(size=(_TILE, _TILE)).cpu(),
+    return Explanations(
+        layer=explanation.layer,
+        map_size=(explanation.maps.shape[1], explanation.maps.shape[2]),
+        predicted=[pictures.classes[k] for k in explanation.output.argmax(1).tolist()],
+        probability=probabilities.tolist(),
+        heatmaps=explanation.heatmaps(size=(_TILE_SIZE, _TILE_SIZE)).cpu(),
     )
 
 
-def network_grid(pictures: PictureSet, explained: Explained) -> Image.Image:
-    """One row per picture: original, heatmap, blend.
+def network_grid(pictures: PictureSet, explained: Explanations) -> Image.Image:
+    """Draw one row per picture: original, heatmap and blend.
 
     Args:
         pictures: N pictures.
-        explained: what the network makes of them.
+        explained: the network's explanations of them.
 
     Returns:
-        The labelled grid.
+        The grid, labelled with the true and the predicted classes.
     """
     rows, labels = [], []
-    for i, image in enumerate(_tiles(pictures)):
-        heatmap = explained.heatmaps[i]
-        pure = camkit.overlay(image, heatmap, alpha=1.0)
-        rows.append([image, pure, camkit.overlay(image, heatmap)])
-        labels.append(_label(pictures, explained, i))
+    for i, image in enumerate(_resize_to_tiles(pictures)):
+        # With alpha 1 the heatmap covers the picture completely.
+        heatmap = camkit.overlay(image, explained.heatmaps[i], alpha=1.0)
+        rows.append([image, heatmap, camkit.overlay(image, explained.heatmaps[i])])
+        name = pictures.classes[int(pictures.labels[i])]
+        labels.append(f"{name}\nsaid: {explained.predicted[i]} {explained.probability[i]:.2f}")
     return camkit.grid(rows, row_labels=labels, column_labels=["original", "heatmap", "blend"])
 
 
-def comparison_grid(pictures: PictureSet, explained: Mapping[str, Explained]) -> Image.Image:
-    """One row per picture: original, and every network's blend.
+def comparison_grid(pictures: PictureSet, explanations: Mapping[str, Explanations]) -> Image.Image:
+    """Draw one row per picture: the original and the blend of every network.
 
     Args:
         pictures: N pictures.
-        explained: what each network makes of them, by its name.
+        explanations: each network's explanations of them, by its name.
 
     Returns:
-        The labelled grid.
+        The grid, labelled with the true classes and the names of the networks.
     """
     rows = [
-        [image, *(camkit.overlay(image, e.heatmaps[i]) for e in explained.values())]
-        for i, image in enumerate(_tiles(pictures))
+        [image, *(camkit.overlay(image, e.heatmaps[i]) for e in explanations.values())]
+        for i, image in enumerate(_resize_to_tiles(pictures))
     ]
     names = [pictures.classes[k] for k in pictures.labels.tolist()]
-    return camkit.grid(rows, row_labels=names, column_labels=["original", *explained])
+    return camkit.grid(rows, row_labels=names, column_labels=["original", *explanations])
 
 
-def _tiles(pictures: PictureSet) -> list[Image.Image]:
-    arrays: list[np.ndarray[tuple[int, ...], np.dtype[np.uint8]]] = list(
-        pictures.images.permute(0, 2, 3, 1).numpy()
-    )
-    return [
-        Image.fromarray(array).resize((_TILE, _TILE), Image.Resampling.BICUBIC) for array in arrays
-    ]
+def _resize_to_tiles(pictures: PictureSet) -> list[Image.Image]:
+    # Pillow expects the channels last.
+    arrays = pictures.images.permute(0, 2, 3, 1).numpy()
+    size = (_TILE_SIZE, _TILE_SIZE)
+    return [Image.fromarray(array).resize(size, Image.Resampling.BICUBIC) for array in arrays]
 
 
-def _label(pictures: PictureSet, explained: Explained, i: int) -> str:
-    name = pictures.classes[int(pictures.labels[i])]
-    said = f"{explained.predicted[i]} {explained.probability[i]:.2f}"
-    return f"{name}\nsaid: {said}"
-
-
-def _markdown(cells: Sequence[Sequence[str]]) -> str:
-    """Aligned, so that it reads well in a terminal too."""
+def _format_table(cells: Sequence[Sequence[str]]) -> str:
+    """Format rows of cells as a Markdown table; the first row is the header."""
+    # Markdown does not need aligned columns, but the table is also printed to the terminal.
     widths = [max(len(line[i]) for line in cells) for i in range(len(cells[0]))]
     lines = [
         "| " + " | ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)) + " |"

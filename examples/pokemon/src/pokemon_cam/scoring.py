@@ -1,4 +1,4 @@
-"""Tests whether the maps point at the creature, next to what chance would score."""
+"""Measures how often a map points at the creature, compared with random maps."""
 
 from __future__ import annotations
 
@@ -10,18 +10,16 @@ from torch import Tensor
 from pokemon_cam.networks import Network
 from pokemon_cam.pictures import PictureSet
 from pokemon_cam.progress import progress_bar
-from pokemon_cam.training import normalized
-
-_BATCH = 32
+from pokemon_cam.training import EVALUATION_BATCH, normalized
 
 
 @dataclass(frozen=True)
 class Pointing:
-    """Share of pictures in which a map's maximum is on the creature, in [0, 1].
+    """Share of pictures in which the maximum of the map lies on the creature, in [0, 1].
 
     Attributes:
-        maps: by the network's maps of its predicted class.
-        random: by random maps of the same resolution, resized in the same way.
+        maps: share for the network's maps of its predicted class.
+        random: share for random maps of the same resolution, upsampled in the same way.
     """
 
     maps: float
@@ -29,18 +27,20 @@ class Pointing:
 
 
 def pointing_hits(heatmaps: Tensor, masks: Tensor) -> Tensor:
-    """Whether each heatmap has its maximum inside the mask.
+    """Test for each heatmap whether its maximum lies inside the mask.
+
+    If several pixels reach the maximum, the first in reading order counts. A constant heatmap has
+    no maximum to point with and is never a hit.
 
     Args:
-        heatmaps: shape ``(N, H, W)``. Where the maximum is reached several times, the first in
-            reading order counts; a constant heatmap points nowhere, so it is no hit.
+        heatmaps: shape ``(N, H, W)``.
         masks: bool, shape ``(N, H, W)``.
 
     Returns:
         bool, shape ``(N,)``.
 
     Raises:
-        ValueError: when the shapes differ.
+        ValueError: if the shapes differ.
     """
     if heatmaps.shape != masks.shape or heatmaps.ndim != 3:
         raise ValueError(
@@ -52,35 +52,39 @@ def pointing_hits(heatmaps: Tensor, masks: Tensor) -> Tensor:
     return inside & (flat.amax(1) > flat.amin(1))
 
 
-def point(network: Network, pictures: PictureSet, *, seed: int, device: torch.device) -> Pointing:
+def score_pointing(
+    network: Network, pictures: PictureSet, *, seed: int, device: torch.device
+) -> Pointing:
     """Play the pointing game with a network's maps and with random maps.
 
     Args:
-        network: on ``device``, in evaluation mode.
-        pictures: at least one, with masks.
+        network: the network, on ``device`` and in evaluation mode.
+        pictures: at least one picture, with masks.
         seed: seed of the random maps.
-        device: where to compute.
+        device: device to compute on.
 
     Returns:
-        The scores of both.
+        The shares of hits of both kinds of maps.
 
     Raises:
-        ValueError: when the pictures have no masks.
+        ValueError: if the pictures have no masks.
     """
     if pictures.masks is None:
         raise ValueError("pictures: expected pictures with masks, got masks=None")
-    masks = pictures.masks
     generator = torch.Generator().manual_seed(seed)
     hits, random_hits = [], []
     with progress_bar(f"scoring {network.name}", len(pictures), "picture") as bar:
-        for start in range(0, len(pictures), _BATCH):
-            here = slice(start, start + _BATCH)
-            explanation = network.explain(normalized(pictures.images[here], device))
-            chance = torch.rand(explanation.maps.shape, generator=generator)
-            by_chance = replace(explanation, maps=chance)
-            hits.append(pointing_hits(explanation.heatmaps().cpu(), masks[here]))
-            random_hits.append(pointing_hits(by_chance.heatmaps(), masks[here]))
-            bar.update(len(explanation.maps))
+        for batch, masks in zip(
+            pictures.batches(EVALUATION_BATCH), pictures.masks.split(EVALUATION_BATCH), strict=True
+        ):
+            explanation = network.explain(normalized(batch.images, device))
+            # A smaller creature is harder to hit. Random maps at the resolution of the network's
+            # maps show the score that chance alone reaches on the same pictures.
+            random_maps = torch.rand(explanation.maps.shape, generator=generator)
+            random_explanation = replace(explanation, maps=random_maps)
+            hits.append(pointing_hits(explanation.heatmaps().cpu(), masks))
+            random_hits.append(pointing_hits(random_explanation.heatmaps(), masks))
+            bar.update(len(batch))
     return Pointing(_share(hits), _share(random_hits))
 
 

@@ -1,4 +1,4 @@
-"""Trains one network and keeps its curves."""
+"""Trains a network by its recipe and records its loss and accuracy after every epoch."""
 
 from __future__ import annotations
 
@@ -16,18 +16,19 @@ from pokemon_cam.pictures import PictureSet
 from pokemon_cam.progress import progress_bar
 
 PRESET = VGG16_Weights.DEFAULT.transforms()
-"""torchvision's preprocessing; its mean and std are those of all three published networks."""
+"""torchvision's preprocessing; all three published networks use its mean and standard deviation."""
 
-_EVALUATION_BATCH = 32
+EVALUATION_BATCH = 32
+"""Pictures per forward pass when a network is evaluated or its maps are scored."""
 
 
 @dataclass(frozen=True)
 class Score:
-    """How well a network tells the classes apart.
+    """Loss and accuracy of a network on a set of pictures.
 
     Attributes:
         loss: mean cross entropy per picture, in nats.
-        accuracy: share of pictures whose most probable class is theirs, in [0, 1].
+        accuracy: share of pictures whose most probable class is the true one, in [0, 1].
     """
 
     loss: float
@@ -36,13 +37,13 @@ class Score:
 
 @dataclass(frozen=True)
 class History:
-    """One score per epoch.
+    """The scores of a network over the epochs.
 
-    Losses are plain cross entropies, also where the recipe smooths its labels.
+    All losses are cross entropies without label smoothing, even if the recipe smooths its labels.
 
     Attributes:
-        train: over the epoch's own steps, so while the network still changes.
-        test: after the epoch.
+        train: one score per epoch, averaged over its steps while the network still changes.
+        test: one score per epoch, measured after the epoch.
     """
 
     train: list[Score]
@@ -50,14 +51,14 @@ class History:
 
 
 def normalized(images: Tensor, device: torch.device) -> Tensor:
-    """Pictures as a network expects them.
+    """Normalise pictures with ImageNet's mean and standard deviation.
 
     Args:
         images: uint8, shape ``(N, 3, H, W)``.
-        device: where the network is.
+        device: device of the network.
 
     Returns:
-        float32, shape ``(N, 3, H, W)``, with ImageNet's mean and deviation taken out.
+        float32, shape ``(N, 3, H, W)``, on ``device``.
     """
     x: Tensor = normalize(images.to(device).float() / 255, PRESET.mean, PRESET.std)
     return x
@@ -72,31 +73,33 @@ def train(
     seed: int,
     device: torch.device,
 ) -> History:
-    """Train a network by its recipe; it is changed in place.
+    """Train a network in place by its recipe.
 
     Args:
-        network: on ``device``.
-        train_set: pictures to learn from.
-        test_set: pictures to score after every epoch; nothing is learnt from them.
+        network: the network to train, on ``device``.
+        train_set: pictures to train on.
+        test_set: pictures to evaluate on after every epoch.
         epochs: passes over the training pictures, at least 1.
-        seed: seed of the order of the pictures and of all chance in the steps.
-        device: where to compute.
+        seed: seed of the order of the pictures, of the augmentation and of dropout.
+        device: device to compute on.
 
     Returns:
-        The curves.
+        The scores of every epoch.
     """
     recipe, model = network.recipe, network.model
     torch.manual_seed(seed)
     optimizer = recipe.optimizer([p for p in model.parameters() if p.requires_grad])
     steps = math.ceil(len(train_set) / recipe.batch_size)
+    # The learning rate changes after every step, so the recipe gets fractions of an epoch.
     scheduler = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: recipe.rate(step / steps, epochs)
+        optimizer, lambda step: recipe.lr_factor(step / steps, epochs)
     )
     history = History([], [])
     with progress_bar(f"training {network.name}", epochs * steps, "step") as bar:
         for _ in range(epochs):
-            model.train()
-            losses = torch.zeros((), device=device)
+            model.train()  # After the first epoch, `evaluate` has left it in evaluation mode.
+            # Sums stay on the device; reading them after every step would wait for the GPU.
+            loss_sum = torch.zeros((), device=device)
             hits = torch.zeros((), device=device)
             shuffled = train_set.subset(torch.randperm(len(train_set)))
             for batch in shuffled.batches(recipe.batch_size):
@@ -108,11 +111,12 @@ def train(
                 loss.backward()
                 optimizer.step()
                 scheduler.step()
-                losses += F.cross_entropy(logits.detach(), labels, reduction="sum")
+                # Record the loss without label smoothing, so that recipes can be compared.
+                loss_sum += F.cross_entropy(logits.detach(), labels, reduction="sum")
                 hits += (logits.detach().argmax(1) == labels).sum()
                 bar.update()
             count = len(train_set)
-            history.train.append(Score(losses.item() / count, hits.item() / count))
+            history.train.append(Score(loss_sum.item() / count, hits.item() / count))
             history.test.append(evaluate(model, test_set, device=device))
             bar.set_postfix(
                 loss=f"{history.train[-1].loss:.3f}",
@@ -125,21 +129,22 @@ def train(
 
 @torch.no_grad()
 def evaluate(model: nn.Module, pictures: PictureSet, *, device: torch.device) -> Score:
-    """Loss and accuracy of a network in evaluation mode.
+    """Compute loss and accuracy of a network in evaluation mode.
 
     Args:
-        model: on ``device``; left in evaluation mode.
-        pictures: at least one.
-        device: where to compute.
+        model: the network, on ``device``; it is left in evaluation mode.
+        pictures: at least one picture.
+        device: device to compute on.
 
     Returns:
         The score over all pictures.
     """
     model.eval()
+    # Collect all logits first: the mean of batch means would weigh a smaller last batch too much.
     logits = torch.cat(
         [
             model(normalized(batch.images, device)).cpu()
-            for batch in pictures.batches(_EVALUATION_BATCH)
+            for batch in pictures.batches(EVALUATION_BATCH)
         ]
     )
     hits = logits.argmax(1) == pictures.labels
