@@ -50,7 +50,7 @@ def build_network(name: str, device: str = "cpu", dtype: torch.dtype = torch.flo
             nn.init.normal_(module.weight, std=0.02)
     norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
     for norm in norms:
-        norm.momentum = 1.0
+        norm.momentum = 1.0  # The running statistics become those of the one batch below.
     if norms:
         with torch.no_grad():
             model.train()(torch.randn(4, 3, 224, 224))
@@ -129,7 +129,7 @@ def prepare_pytorch_grad_cam(
     def attached() -> Iterator[Callable[[], object]]:
         reshape = reshape_function(model, layer)
         cam = getattr(pytorch_grad_cam, kind)(model, [model.get_submodule(layer)], reshape)
-        vars(cam).update(settings)
+        vars(cam).update(settings)  # Options such as the batch size are attributes, not arguments.
         try:
             with contextlib.redirect_stderr(io.StringIO()):  # Hides the progress bar.
                 yield lambda: cam(x, None)
@@ -169,7 +169,7 @@ def prepare_captum(model: nn.Module, layer: str, x: Tensor) -> Contestant:
     def call() -> object:
         with torch.inference_mode():
             predicted = model(x).argmax(1)
-        return cam.attribute(x, target=predicted.clone())
+        return cam.attribute(x, target=predicted.clone())  # Autograd refuses tensors of inference mode.
 
     return as_contestant(call)
 
@@ -184,7 +184,7 @@ def prepare_by_hand(model: nn.Module, layer: str, x: Tensor) -> Contestant:
 
         def take(module: nn.Module, args: object, output: Tensor) -> Tensor:
             leaves.append(output.detach().requires_grad_())
-            torch.set_grad_enabled(True)
+            torch.set_grad_enabled(True)  # The trunk has run without a graph; the head now builds one.
             return leaves[-1].clone()  # An in-place operation after the layer would change the leaf.
 
         def call() -> Tensor:

@@ -57,14 +57,14 @@ pass of that network."""
 
 def write(results: Results, folder: Path) -> None:
     """Writes ``TABLES.md`` and, if methods of one pass were measured on the CPU, ``results.png``."""
-    parts = [_INTRODUCTION, _environments(results), "## Targets", _targets(results)]
-    on_host = _sort(results.get("one-pass", {}).values())
+    parts = [_INTRODUCTION, _environment_list(results), "## Targets", _target_table(results)]
+    on_host = _sort_races(results.get("one-pass", {}).values())
     if on_host:
         plot(on_host, folder / "results.png")
-    parts += _networks("Methods of one pass", on_host)
-    on_gpu = _sort(results.get("accelerator", {}).values())
+    parts += _network_tables("Methods of one pass", on_host)
+    on_gpu = _sort_races(results.get("accelerator", {}).values())
     for dtype in sorted({race["dtype"] for race in on_gpu}, reverse=True):
-        parts += _networks(f"GPU, {dtype}", [race for race in on_gpu if race["dtype"] == dtype])
+        parts += _network_tables(f"GPU, {dtype}", [race for race in on_gpu if race["dtype"] == dtype])
     for section, title in (
         ("many-passes", "Methods of many passes"),
         ("overlays", "Overlays, 224 × 224"),
@@ -72,7 +72,7 @@ def write(results: Results, folder: Path) -> None:
         ("dataset", "`camkit.explain_dataset`"),
     ):
         if section in results:
-            parts += [f"## {title}", _calls(results[section].values())]
+            parts += [f"## {title}", _call_table(results[section].values())]
     (folder / "TABLES.md").write_text("\n\n".join(parts) + "\n")
 
 
@@ -84,7 +84,7 @@ def plot(races: list[Race], path: Path) -> None:
     figure, axes = plt.subplots(len(batches), 2, figsize=size, squeeze=False, layout="constrained")
     for line, batch in zip(axes, batches, strict=True):
         for axis, measure in zip(line, ("cpu", "memory"), strict=True):
-            _draw(axis, [race for race in races if race["batch"] == batch], measure)
+            _draw_panel(axis, [race for race in races if race["batch"] == batch], measure)
         line[0].set_title(f"batch {batch}: CPU time, median and quartiles", loc="left", fontsize=10)
         line[1].set_title(f"batch {batch}: peak memory", loc="left", fontsize=10)
     for axis in axes[-1]:
@@ -97,7 +97,7 @@ def plot(races: list[Race], path: Path) -> None:
     plt.close(figure)
 
 
-def _draw(axis: Any, races: list[Race], measure: str) -> None:
+def _draw_panel(axis: Any, races: list[Race], measure: str) -> None:
     """Draws one panel: a row for each network, a dot for each library."""
     for n, library in enumerate(LIBRARIES):
         found = [(y, race["cells"].get(f"{library}: Grad-CAM", {})) for y, race in enumerate(races)]
@@ -129,11 +129,11 @@ def _draw(axis: Any, races: list[Race], measure: str) -> None:
         axis.spines[side].set_visible(False)
 
 
-def _sort(races: Iterable[Race]) -> list[Race]:
+def _sort_races(races: Iterable[Race]) -> list[Race]:
     return sorted(races, key=lambda race: (list(_NAMES).index(race["model"]), race["batch"]))
 
 
-def _environments(results: Results) -> str:
+def _environment_list(results: Results) -> str:
     """Lists the environments with the sections and dates measured in each."""
     found: dict[str, tuple[set[str], set[str]]] = {}
     for section, races in results.items():
@@ -148,38 +148,38 @@ def _environments(results: Results) -> str:
     )
 
 
-def _targets(results: Results) -> str:
+def _target_table(results: Results) -> str:
     """Lists the targets: for methods of one pass the highest ratio and the number of cells that meet it."""
     lines = []
     for title, highest, measure, calls, models in _TARGETS:
         cells = [
-            (_first(race["cells"][f"{CAMKIT}: {call}"][measure]), call, race)
+            (_median_or_ratio(race["cells"][f"{CAMKIT}: {call}"][measure]), call, race)
             for race in results.get("one-pass", {}).values()
             for call in calls
             if race["model"] in models and measure in race["cells"].get(f"{CAMKIT}: {call}", {})
         ]
         if cells:
             value, call, race = max(cells, key=lambda cell: cell[0])
-            good = sum(_meets(value, f"≤ {highest}") for value, *_ in cells)
+            good = sum(_meets_target(value, f"≤ {highest}") for value, *_ in cells)
             met = "yes" if good == len(cells) else f"**no**: {good} of {len(cells)}"
             where = f"{call}, {_NAMES[race['model']]}, batch {race['batch']}"
-            lines.append([title, f"≤ {highest}", f"at most {_digits(value)} ({where})", met])
+            lines.append([title, f"≤ {highest}", f"at most {_format_number(value)} ({where})", met])
     lines += [
         [
             name,
             cell["target"],
-            _spread(cell["cpu"]),
-            "yes" if _meets(cell["cpu"][0], cell["target"]) else "**no**",
+            _format_spread(cell["cpu"]),
+            "yes" if _meets_target(cell["cpu"][0], cell["target"]) else "**no**",
         ]
         for section, races in results.items()
         for race in races.values()
         for name, cell in race["cells"].items()
         if "target" in cell and "cpu" in cell
     ]
-    return _table(["call", "target", "measured", "met"], lines)
+    return _format_table(["call", "target", "measured", "met"], lines)
 
 
-def _networks(title: str, races: list[Race]) -> Iterator[str]:
+def _network_tables(title: str, races: list[Race]) -> Iterator[str]:
     """Yields the tables of the methods of one pass: Grad-CAM of all libraries, then each library."""
     if not races:
         return
@@ -192,9 +192,10 @@ def _networks(title: str, races: list[Race]) -> Iterator[str]:
         for subject, names in columns.items():
             yield f"### {title}, {name}: {subject}"
             lines = [
-                [_label(race), *(_cell(race, call, measure) for call in names.values())] for race in races
+                [_format_label(race), *(_format_cell(race, call, measure) for call in names.values())]
+                for race in races
             ]
-            yield _table(["network, batch", *names], lines)
+            yield _format_table(["network, batch", *names], lines)
     yield f"### {title}, one forward pass"
     header = [
         "network, batch",
@@ -207,68 +208,72 @@ def _networks(title: str, races: list[Race]) -> Iterator[str]:
     ]
     lines = []
     for race in races:
-        numbers = [_digits(race[key]) for key in ("cpu_ms", "wall_ms", "memory_mib")]
-        lines.append([_label(race), f"`{race['layer']}`", *numbers, str(race["rounds"]), race["date"]])
-    yield _table(header, lines)
+        numbers = [_format_number(race[key]) for key in ("cpu_ms", "wall_ms", "memory_mib")]
+        lines.append([_format_label(race), f"`{race['layer']}`", *numbers, str(race["rounds"]), race["date"]])
+    yield _format_table(header, lines)
 
 
-def _calls(races: Iterable[Race]) -> str:
+def _call_table(races: Iterable[Race]) -> str:
     """Returns a table with a row for each call and its baseline."""
     lines = []
     for race in races:
         units = (("cpu_ms", "ms of CPU time"), ("wall_ms", "ms of wall time"))
-        taken = ", ".join(f"{_digits(race[key])} {unit}" for key, unit in units if key in race)
+        taken = ", ".join(f"{_format_number(race[key])} {unit}" for key, unit in units if key in race)
         baseline = f"{race['name']}: {taken}" if taken else race["name"]
         for name, cell in race["cells"].items():
             if "raised" in cell:
                 lines.append([name, baseline, f"raises {cell['raised']}", "", "", ""])
                 continue
             target = cell.get("target", "")
-            met = {True: "yes", False: "**no**"}[_meets(cell["cpu"][0], target)] if target else ""
-            lines.append([name, baseline, _spread(cell["cpu"]), _spread(cell["wall"]), target, met])
-    return _table(["call", "relative to", "CPU time", "wall time", "target", "met"], lines)
+            met = {True: "yes", False: "**no**"}[_meets_target(cell["cpu"][0], target)] if target else ""
+            lines.append(
+                [name, baseline, _format_spread(cell["cpu"]), _format_spread(cell["wall"]), target, met]
+            )
+    return _format_table(["call", "relative to", "CPU time", "wall time", "target", "met"], lines)
 
 
-def _cell(race: Race, name: str, measure: str) -> str:
+def _format_cell(race: Race, name: str, measure: str) -> str:
     """Returns the text of a cell: bold if it misses its target, and the kind of error if it raised one."""
     cell = race["cells"].get(name)
     if cell is None:
         return ""
     if "raised" in cell:
         return f"raises {cell['raised'].partition(':')[0]}"
-    text = _digits(cell[measure]) if measure == "memory" else _spread(cell[measure])
+    text = _format_number(cell[measure]) if measure == "memory" else _format_spread(cell[measure])
     highest = _HIGHEST.get((name, measure, race["model"]), math.inf)
-    if "dtype" in race or _meets(_first(cell[measure]), f"≤ {highest}"):  # There are no targets on a GPU.
+    if "dtype" in race or _meets_target(
+        _median_or_ratio(cell[measure]), f"≤ {highest}"
+    ):  # There are no targets on a GPU.
         return text
     return f"**{text}**"
 
 
-def _meets(value: float, target: str) -> bool:
+def _meets_target(value: float, target: str) -> bool:
     """Returns whether a number, rounded to two decimals, meets a target such as ``≤ 1.05``."""
     sign, limit = target.split()
     value = round(value, 2)
     return value <= float(limit) if sign == "≤" else value >= float(limit)
 
 
-def _label(race: Race) -> str:
+def _format_label(race: Race) -> str:
     return f"{_NAMES[race['model']]}{'' if race['pooled'] else '*'}, {race['batch']}"
 
 
-def _first(value: Any) -> float:
+def _median_or_ratio(value: Any) -> float:
     """Returns the median of a time, or the ratio of a peak memory."""
     return value[0] if isinstance(value, list) else value
 
 
-def _spread(values: list[float]) -> str:
-    median, *quartiles = map(_digits, values)
+def _format_spread(values: list[float]) -> str:
+    median, *quartiles = map(_format_number, values)
     return f"{median} ({'–'.join(quartiles)})" if quartiles else median
 
 
-def _digits(value: float) -> str:
+def _format_number(value: float) -> str:
     """Returns a number with three significant digits, for example ``0.944``, ``17.0`` or ``1310``."""
     return f"{value:.{max(0, 2 - math.floor(math.log10(abs(value) or 1)))}f}"
 
 
-def _table(header: list[str], lines: list[list[str]]) -> str:
+def _format_table(header: list[str], lines: list[list[str]]) -> str:
     rows = [header, ["---"] * len(header), *lines]
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)

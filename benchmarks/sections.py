@@ -115,23 +115,28 @@ def measure_many_passes(given: Namespace) -> Races:
         once = {"pytorch-grad-cam AblationCAM, the same 512 channels, measured once": theirs}
         seconds, cells = measure_in_turn(baseline, ours, rounds)
         cells[name]["target"] = "≤ 3"
-        yield "ablation, resnet18", _race(one_pass, seconds, cells | measure_in_turn(baseline, once, 1)[1])
+        yield (
+            "ablation, resnet18",
+            _build_race(one_pass, seconds, cells | measure_in_turn(baseline, once, 1)[1]),
+        )
     if "resnet50" in given.models:
         model = build_network("resnet50")
         name = "camkit AblationCAM, ResNet-50 layer4: 2,048 channels"
         ours = {name: prepare_camkit(camkit.AblationCAM(model, "layer4"), x)}
         seconds, cells = measure_in_turn(prepare_forward(model, x), ours, rounds)
-        yield "ablation, resnet50", _race(one_pass, seconds, _with_target(cells, "≤ 6"))
+        yield "ablation, resnet50", _build_race(one_pass, seconds, _add_target(cells, "≤ 6"))
     if "vgg16" in given.models:
         model = build_network("vgg16")
         method = camkit.AblationCAM(model, "features")
+        # Ablation-CAM does not run channels that are zero, so their number belongs to the result.
         with torch.inference_mode():
             zero = int((model.features(x).amax((0, 2, 3)) == 0).sum())
         name = f"camkit AblationCAM, VGG16 features: 512 channels, {zero} of them zero"
+        # VGG16's large head, not its trunk, is the work that Ablation-CAM repeats.
         baseline = _prepare_vgg_head(model, x, method.chunk_size)
         seconds, cells = measure_in_turn(baseline, {name: prepare_camkit(method, x)}, rounds)
         head = f"its head on 512 images, {method.chunk_size} at a time, and one forward pass"
-        yield "ablation, vgg16", _race(head, seconds, _with_target(cells, "≤ 1"))
+        yield "ablation, vgg16", _build_race(head, seconds, _add_target(cells, "≤ 1"))
     for name in ("alexnet", "resnet18"):
         if name in given.models:
             yield f"masks, {name}", _measure_masks(name, x, rounds)
@@ -188,8 +193,9 @@ def measure_overlays(given: Namespace) -> Races:
             name: _throughput(cell) | ({"target": "≥ 5"} if name.startswith(CAMKIT) else {})
             for name, cell in cells.items()
         }
+        # A turn makes many overlays; the report shows the time of one.
         each = Seconds(seconds.cpu / OVERLAYS, seconds.wall / OVERLAYS)
-        yield kind, _race("speed of show_cam_on_image", each, cells)
+        yield kind, _build_race("speed of show_cam_on_image", each, cells)
 
 
 def measure_imports(given: Namespace) -> Races:
@@ -211,7 +217,10 @@ def measure_imports(given: Namespace) -> Races:
             "wall": summarise([1000 * taken.wall for taken in after]),
         },
     }
-    yield "import", _race("import torch (difference in milliseconds)", first, _with_target(cells, "≤ 50"))
+    yield (
+        "import",
+        _build_race("import torch (difference in milliseconds)", first, _add_target(cells, "≤ 50")),
+    )
 
 
 def measure_dataset(given: Namespace) -> Races:
@@ -234,9 +243,9 @@ def measure_dataset(given: Namespace) -> Races:
 
         ours = {f"explain_dataset, GradCAM, {name}": as_contestant(explain)}
         seconds, cells = measure_in_turn(as_contestant(infer), ours, given.rounds)
-        cells = _with_target({call: _throughput(cell) for call, cell in cells.items()}, "≥ 0.9")
+        cells = _add_target({call: _throughput(cell) for call, cell in cells.items()}, "≥ 0.9")
         baseline = f"throughput of plain inference over the same {IMAGES} images, {BATCH} at a time"
-        yield f"dataset, {name}", _race(baseline, seconds, cells)
+        yield f"dataset, {name}", _build_race(baseline, seconds, cells)
 
 
 #: The sections by name.
@@ -250,12 +259,12 @@ SECTIONS: dict[str, Callable[[Namespace], Races]] = {
 }
 
 
-def _race(name: str, baseline: Seconds, cells: Mapping[str, Cell], **fields: Any) -> Race:
+def _build_race(name: str, baseline: Seconds, cells: Mapping[str, Cell], **fields: Any) -> Race:
     times = {"cpu_ms": 1000 * baseline.cpu, "wall_ms": 1000 * baseline.wall}
     return {"name": name} | times | fields | {"cells": dict(cells)}
 
 
-def _with_target(cells: Mapping[str, Cell], target: str) -> dict[str, Cell]:
+def _add_target(cells: Mapping[str, Cell], target: str) -> dict[str, Cell]:
     return {name: cell | {"target": target} for name, cell in cells.items()}
 
 
@@ -293,12 +302,13 @@ def _compare_with_forward(
     for name, cell in cells.items():
         if "raised" not in cell:
             cell["memory"] = peak_memory(contestants[name], clock) / memory
-    return _race("forward pass", seconds, cells, memory_mib=memory / 2**20)
+    return _build_race("forward pass", seconds, cells, memory_mib=memory / 2**20)
 
 
 def _measure_masks(name: str, x: Tensor, rounds: int) -> Race:
     """Measures Score-CAM and its variants relative to inference on as many images in the same batches."""
     model = build_network(name)
+    # A small crop is enough to find the layer, and makes the pass for each channel cheap.
     layer = camkit.ScoreCAM(model)(x[:, :, :64, :64]).layer
     channels = next(one.channels for one in camkit.list_layers(model) if one.name == layer)
     chunk = camkit.ScoreCAM(model).chunk_size
@@ -317,7 +327,8 @@ def _measure_masks(name: str, x: Tensor, rounds: int) -> Race:
     }
     ours = {call: prepare_camkit(method, x) for call, (method, _) in samples.items()}
     seconds, found = measure_in_turn(as_contestant(infer), ours, rounds)
-    cells = _with_target({call: _throughput(cell, samples[call][1]) for call, cell in found.items()}, "≥ 0.9")
+    cells = _add_target({call: _throughput(cell, samples[call][1]) for call, cell in found.items()}, "≥ 0.9")
+    # One round is enough for the peers, which have no target.
     theirs = {
         PYTORCH_GRAD_CAM: prepare_pytorch_grad_cam("ScoreCAM", model, layer, x, batch_size=chunk),
         TORCHCAM: prepare_torchcam("ScoreCAM", model, layer, x, batch_size=chunk),
@@ -325,7 +336,7 @@ def _measure_masks(name: str, x: Tensor, rounds: int) -> Race:
     for library, cell in measure_in_turn(as_contestant(infer), theirs, 1)[1].items():
         cells[f"{library} ScoreCAM, {name}, measured once"] = _throughput(cell)
     baseline = f"throughput of plain inference on {channels} images, {chunk} at a time"
-    return _race(baseline, seconds, cells)
+    return _build_race(baseline, seconds, cells)
 
 
 def _prepare_vgg_head(model: nn.Module, x: Tensor, chunk: int) -> Contestant:

@@ -175,6 +175,7 @@ def _peak_on_cuda(call: Callable[[], object]) -> int:
 def _peak_on_host(call: Callable[[], object]) -> int:
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
         call()
+    # Each memory event is the size of one allocation, or minus the size when it is freed.
     events = profiled.profiler.kineto_results.events()
     changes = [(event.start_ns(), event.nbytes()) for event in events if event.name() == "[memory]"]
     alive = peak = 0
