@@ -1,9 +1,10 @@
-"""How near Score-CAM of some channels comes to Score-CAM of all: the option ``channels=``.
+"""Compares Score-CAM of some channels (the option ``channels=``) with Score-CAM of all channels.
 
-``python benchmarks/channels.py`` trains a ResNet-18 on the drawn creatures of ``examples/pokemon`` (which
-must be installed), and prints a Markdown table: the Pearson correlation of both maps over the 7 x 7
-positions, the mean over new pictures and in brackets the lowest, and how often both have their maximum at one
-position. Beside it stand as many channels chosen at random.
+``python benchmarks/channels.py`` trains a ResNet-18 on the drawn creatures of ``examples/pokemon``, which
+must be installed, and prints a Markdown table. A cell shows the Pearson correlation of the two maps over the
+7 x 7 positions, as the mean over new pictures with the lowest in brackets, and the share of pictures where
+both maps have their maximum at the same position. One column scores the channels that vary most, the other as
+many channels chosen at random.
 """
 
 import argparse
@@ -22,18 +23,18 @@ SIZE = 224
 COUNTS = (8, 16, 32, 64, 128)
 
 
-class OfRandomChannels(camkit.ScoreCAM):
-    """The control: channels that are chosen without a look at them."""
+class RandomChannelsScoreCAM(camkit.ScoreCAM):
+    """Score-CAM of channels chosen at random, the control."""
 
     def scored(self, evidence: Evidence) -> Tensor:
-        """As many channels, the same for every image."""
+        """Returns the feature maps of random channels, the same channels for every image."""
         chosen = torch.randperm(evidence.activation.shape[1])[: self.channels]
         return evidence.activation[:, chosen]
 
 
-def trained(pictures: int, epochs: int, seed: int) -> tuple[ResNet, Tensor]:
-    """A network, and pictures that it has not seen."""
-    drawn = draw_set(pictures, seed=seed, size=SIZE // 2)  # which takes a quarter of the time
+def train_network(pictures: int, epochs: int, seed: int) -> tuple[ResNet, Tensor]:
+    """Returns a trained network, and pictures that it was not trained on."""
+    drawn = draw_set(pictures, seed=seed, size=SIZE // 2)  # Half the size trains in a quarter of the time.
     unseen = draw_set(24, seed=seed + 1, size=SIZE)
     torch.manual_seed(seed)
     model = resnet18(num_classes=len(drawn.classes))
@@ -56,8 +57,8 @@ def trained(pictures: int, epochs: int, seed: int) -> tuple[ResNet, Tensor]:
     return model, x
 
 
-def agreement(found: Tensor, full: Tensor) -> str:
-    """Mean and lowest correlation of maps ``(N, h, w)``, and the share with one maximum."""
+def compare_maps(found: Tensor, full: Tensor) -> str:
+    """Returns the mean and lowest correlation of maps ``(N, h, w)``, and the share with the same maximum."""
     ours, theirs = (maps.flatten(1) - maps.flatten(1).mean(1, keepdim=True) for maps in (found, full))
     correlation = F.cosine_similarity(ours, theirs)
     same = (ours.argmax(1) == theirs.argmax(1)).float().mean().item()
@@ -71,17 +72,17 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=6, help="passes over them")
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
-    model, x = trained(given.pictures, given.epochs, given.seed)
+    model, x = train_network(given.pictures, given.epochs, given.seed)
 
-    def explained(method: camkit.Explainer) -> Tensor:
+    def explain(method: camkit.Explainer) -> Tensor:
         return torch.cat([method(image[None]).maps for image in x])
 
-    full = explained(camkit.ScoreCAM(model))
+    full = explain(camkit.ScoreCAM(model))
     print("| channels of 512 | those that vary most | chosen at random |\n|---|---|---|")
     for count in COUNTS:
-        kinds = (camkit.ScoreCAM, OfRandomChannels)
-        best, chance = (explained(kind(model, channels=count)) for kind in kinds)
-        print(f"| {count} | {agreement(best, full)} | {agreement(chance, full)} |", flush=True)
+        kinds = (camkit.ScoreCAM, RandomChannelsScoreCAM)
+        best, chance = (explain(kind(model, channels=count)) for kind in kinds)
+        print(f"| {count} | {compare_maps(best, full)} | {compare_maps(chance, full)} |", flush=True)
 
 
 if __name__ == "__main__":

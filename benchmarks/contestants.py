@@ -1,8 +1,8 @@
-"""The networks, and what a call of each library looks like.
+"""The networks, and one call of each library.
 
-All explain the predicted class, of the same images, at the same layer of the same network. Objects are made
-and hooks attached before the clock starts, and gone before the next turn. Nobody's call is made cheaper: each
-includes the forward pass and the choice of the class.
+All libraries explain the predicted class of the same images at the same layer of the same network. Objects
+are created and hooks attached before the clock starts, and removed before the next turn. Every call includes
+the forward pass and the choice of the class.
 """
 
 import contextlib
@@ -14,7 +14,7 @@ import captum.attr
 import pytorch_grad_cam
 import torch
 import torchcam.methods
-from timing import Contestant, plain
+from timing import Contestant, as_contestant
 from torch import Tensor, nn
 from torchvision.models import get_model
 
@@ -24,7 +24,7 @@ LIBRARIES = ("camkit", "pytorch-grad-cam", "torchcam", "captum")
 CAMKIT, PYTORCH_GRAD_CAM, TORCHCAM, CAPTUM = LIBRARIES
 #: Grad-CAM without any library and without checks.
 BY_HAND = "by hand"
-#: The class of each method in each library that has it.
+#: The class of each method in each library that has the method.
 METHODS = {
     "CAM": {CAMKIT: "CAM", TORCHCAM: "CAM"},
     "Grad-CAM": {CAMKIT: "GradCAM", PYTORCH_GRAD_CAM: "GradCAM", TORCHCAM: "GradCAM", CAPTUM: "LayerGradCam"},
@@ -34,14 +34,14 @@ METHODS = {
     "LayerCAM": {CAMKIT: "LayerCAM", PYTORCH_GRAD_CAM: "LayerCAM", TORCHCAM: "LayerCAM"},
     "Eigen-CAM": {CAMKIT: "EigenCAM", PYTORCH_GRAD_CAM: "EigenCAM"},
 }
-#: Grad-CAM with its heatmaps, and what explains ten classes at once.
+#: Further calls of camkit: Grad-CAM resized to the input's size, and ten classes at once.
 HEATMAPS, TEN_CAM, TEN_GRADCAM = "Grad-CAM, heatmaps", "CAM, 10 classes", "Grad-CAM, 10 classes"
 
 
-def network(name: str, device: str = "cpu", dtype: torch.dtype = torch.float32) -> nn.Module:
-    """A network of torchvision with random parameters, whose activations are of usual size.
+def build_network(name: str, device: str = "cpu", dtype: torch.dtype = torch.float32) -> nn.Module:
+    """Returns a network of torchvision with random parameters and activations of a usual size.
 
-    Its BatchNorm has the statistics of random images, and a head of zeros, as ViT's is, is drawn at random.
+    Its BatchNorm layers hold the statistics of random images. ViT's head of zeros gets random weights.
     """
     torch.manual_seed(0)
     model = get_model(name, weights=None)
@@ -50,30 +50,15 @@ def network(name: str, device: str = "cpu", dtype: torch.dtype = torch.float32) 
             nn.init.normal_(module.weight, std=0.02)
     norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
     for norm in norms:
-        norm.momentum = 1.0
+        norm.momentum = 1.0  # The running statistics become those of the one batch below.
     if norms:
         with torch.no_grad():
             model.train()(torch.randn(4, 3, 224, 224))
     return model.eval().to(device, dtype)
 
 
-def forward(model: nn.Module, x: Tensor) -> Contestant:
-    """The yardstick: one forward pass in inference mode."""
-
-    def call() -> Tensor:
-        with torch.inference_mode():
-            return model(x)  # type: ignore[no-any-return]
-
-    return plain(call)
-
-
-def explained(method: Callable[..., object], x: Tensor, target: Any = None) -> Contestant:
-    """A method of camkit."""
-    return plain(lambda: method(x, target))
-
-
-def with_global_pooling(model: nn.Module, x: Tensor) -> bool:
-    """Whether CAM explains a network as it is."""
+def cam_applies(model: nn.Module, x: Tensor) -> bool:
+    """Returns whether CAM explains the network without a change to its head."""
     try:
         camkit.CAM(model)(x)
     except ValueError:
@@ -81,55 +66,72 @@ def with_global_pooling(model: nn.Module, x: Tensor) -> bool:
     return True
 
 
-def of_global_pooling(net: nn.Module, x: Tensor) -> dict[str, Contestant]:
-    """What camkit does on a network that CAM explains."""
+def prepare_forward(model: nn.Module, x: Tensor) -> Contestant:
+    """Prepares the baseline: one forward pass in inference mode."""
+
+    def call() -> Tensor:
+        with torch.inference_mode():
+            return model(x)  # type: ignore[no-any-return]
+
+    return as_contestant(call)
+
+
+def prepare_camkit(method: Callable[..., object], x: Tensor, target: Any = None) -> Contestant:
+    """Prepares a method of camkit."""
+    return as_contestant(lambda: method(x, target))
+
+
+def prepare_pooling(net: nn.Module, x: Tensor) -> dict[str, Contestant]:
+    """Prepares the calls of camkit that need a network which CAM explains."""
     cam, gradcam, ten = camkit.CAM(net), camkit.GradCAM(net), [list(range(10))] * len(x)
     return {
-        f"{CAMKIT}: CAM": explained(cam, x),
-        f"{CAMKIT}: {TEN_CAM}": explained(cam, x, ten),
-        f"{CAMKIT}: {TEN_GRADCAM}": explained(gradcam, x, ten),
+        f"{CAMKIT}: CAM": prepare_camkit(cam, x),
+        f"{CAMKIT}: {TEN_CAM}": prepare_camkit(cam, x, ten),
+        f"{CAMKIT}: {TEN_GRADCAM}": prepare_camkit(gradcam, x, ten),
     }
 
 
-def of_all(model: nn.Module, x: Tensor) -> dict[str, Contestant]:
-    """What all libraries do on a network, by ``"library: method"``."""
+def prepare_all(model: nn.Module, x: Tensor) -> dict[str, Contestant]:
+    """Prepares all calls of all libraries, by ``"library: method"``."""
     gradcam = camkit.GradCAM(model)
     layer = gradcam(x).layer
-    pooled = with_global_pooling(model, x)
-    found = of_global_pooling(model, x) if pooled else {}
-    found[f"{CAMKIT}: {HEATMAPS}"] = plain(lambda: gradcam(x).heatmaps())
+    pooled = cam_applies(model, x)
+    found = prepare_pooling(model, x) if pooled else {}
+    found[f"{CAMKIT}: {HEATMAPS}"] = as_contestant(lambda: gradcam(x).heatmaps())
     for method, kinds in METHODS.items():
         if method != "CAM":
-            found[f"{CAMKIT}: {method}"] = explained(getattr(camkit, kinds[CAMKIT])(model), x)
+            found[f"{CAMKIT}: {method}"] = prepare_camkit(getattr(camkit, kinds[CAMKIT])(model), x)
         if kind := kinds.get(PYTORCH_GRAD_CAM):
-            found[f"{PYTORCH_GRAD_CAM}: {method}"] = of_pytorch_grad_cam(kind, model, layer, x)
+            found[f"{PYTORCH_GRAD_CAM}: {method}"] = prepare_pytorch_grad_cam(kind, model, layer, x)
         if (kind := kinds.get(TORCHCAM)) and (method != "CAM" or pooled):
-            found[f"{TORCHCAM}: {method}"] = of_torchcam(kind, model, layer, x)
-    found[f"{CAPTUM}: Grad-CAM"] = of_captum(model, layer, x)
-    found[f"{BY_HAND}: Grad-CAM"] = by_hand(model, layer, x)
+            found[f"{TORCHCAM}: {method}"] = prepare_torchcam(kind, model, layer, x)
+    found[f"{CAPTUM}: Grad-CAM"] = prepare_captum(model, layer, x)
+    found[f"{BY_HAND}: Grad-CAM"] = prepare_by_hand(model, layer, x)
     return found
 
 
-def channels_first(model: nn.Module, layer: str) -> Callable[[Tensor], Tensor] | None:
-    """The ``reshape_transform`` that users of the peers write for transformers."""
+def reshape_function(model: nn.Module, layer: str) -> Callable[[Tensor], Tensor] | None:
+    """Returns the ``reshape_transform`` that users of the peers write for transformers, or None."""
     name = type(model).__name__
     if name == "VisionTransformer":
         return lambda tokens: tokens[:, 1:].unflatten(1, (14, 14)).permute(0, 3, 1, 2)
-    if name == "SwinTransformer" and layer != "permute":  # which gives NCHW
+    if name == "SwinTransformer" and layer != "permute":  # The layer `permute` itself returns (N, C, H, W).
         return lambda positions: positions.permute(0, 3, 1, 2)
     return None
 
 
-def of_pytorch_grad_cam(kind: str, model: nn.Module, layer: str, x: Tensor, **settings: Any) -> Contestant:
-    """A method of pytorch-grad-cam, which gives heatmaps at the input's size."""
+def prepare_pytorch_grad_cam(
+    kind: str, model: nn.Module, layer: str, x: Tensor, **settings: Any
+) -> Contestant:
+    """Prepares a method of pytorch-grad-cam, which returns heatmaps of the input's size."""
 
     @contextlib.contextmanager
     def attached() -> Iterator[Callable[[], object]]:
-        reshape = channels_first(model, layer)
+        reshape = reshape_function(model, layer)
         cam = getattr(pytorch_grad_cam, kind)(model, [model.get_submodule(layer)], reshape)
-        vars(cam).update(settings)
+        vars(cam).update(settings)  # Options such as the batch size are attributes, not arguments.
         try:
-            with contextlib.redirect_stderr(io.StringIO()):  # its progress bar
+            with contextlib.redirect_stderr(io.StringIO()):  # Hides the progress bar.
                 yield lambda: cam(x, None)
         finally:
             cam.activations_and_grads.release()
@@ -138,8 +140,8 @@ def of_pytorch_grad_cam(kind: str, model: nn.Module, layer: str, x: Tensor, **se
     return attached
 
 
-def of_torchcam(kind: str, model: nn.Module, layer: str, x: Tensor, **settings: Any) -> Contestant:
-    """A method of torchcam, which gives scaled maps, after a forward pass of the caller's."""
+def prepare_torchcam(kind: str, model: nn.Module, layer: str, x: Tensor, **settings: Any) -> Contestant:
+    """Prepares a method of torchcam, which returns normalised maps. The caller runs the forward pass."""
     needs_gradient = issubclass(getattr(torchcam.methods, kind), torchcam.methods.gradient._GradCAM)
     if kind == "CAM":
         heads = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
@@ -147,7 +149,7 @@ def of_torchcam(kind: str, model: nn.Module, layer: str, x: Tensor, **settings: 
 
     @contextlib.contextmanager
     def attached() -> Iterator[Callable[[], object]]:
-        reshape = channels_first(model, layer)
+        reshape = reshape_function(model, layer)
         with getattr(torchcam.methods, kind)(model, layer, reshape_transform=reshape, **settings) as cam:
 
             def call() -> object:
@@ -160,21 +162,21 @@ def of_torchcam(kind: str, model: nn.Module, layer: str, x: Tensor, **settings: 
     return attached
 
 
-def of_captum(model: nn.Module, layer: str, x: Tensor) -> Contestant:
-    """Captum's Grad-CAM, which gives raw maps, after the forward pass that chooses the class."""
+def prepare_captum(model: nn.Module, layer: str, x: Tensor) -> Contestant:
+    """Prepares Captum's Grad-CAM, which returns raw maps, after a forward pass that chooses the class."""
     cam = captum.attr.LayerGradCam(model, model.get_submodule(layer))
 
     def call() -> object:
         with torch.inference_mode():
             predicted = model(x).argmax(1)
-        return cam.attribute(x, target=predicted.clone())
+        return cam.attribute(x, target=predicted.clone())  # Autograd refuses tensors of inference mode.
 
-    return plain(call)
+    return as_contestant(call)
 
 
-def by_hand(model: nn.Module, layer: str, x: Tensor) -> Contestant:
-    """Grad-CAM written out: a pass with a graph from the layer on, and the gradient down to there."""
-    reshape = channels_first(model, layer) or (lambda output: output)
+def prepare_by_hand(model: nn.Module, layer: str, x: Tensor) -> Contestant:
+    """Prepares Grad-CAM written out: a graph from the layer to the scores, and one gradient at the layer."""
+    reshape = reshape_function(model, layer) or (lambda output: output)
 
     @contextlib.contextmanager
     def attached() -> Iterator[Callable[[], object]]:
@@ -182,8 +184,8 @@ def by_hand(model: nn.Module, layer: str, x: Tensor) -> Contestant:
 
         def take(module: nn.Module, args: object, output: Tensor) -> Tensor:
             leaves.append(output.detach().requires_grad_())
-            torch.set_grad_enabled(True)
-            return leaves[-1].clone()  # what follows may overwrite it
+            torch.set_grad_enabled(True)  # The trunk has run without a graph; the head now builds one.
+            return leaves[-1].clone()  # An in-place operation after the layer would change the leaf.
 
         def call() -> Tensor:
             leaves.clear()

@@ -1,9 +1,9 @@
-"""What 1,000 explanations in a row leave in memory.
+"""Measures the memory that 1,000 explanations in a row leave behind.
 
-``python benchmarks/memory.py`` prints a Markdown table: for each method, by how much Python's memory
-(tracemalloc) and the whole process's (RSS) grew between call 100 and call 1,000, and how many tensors and
-hooks there were more. ``python benchmarks/memory.py 300`` makes 300 calls. Each method has processes of its
-own, one for tracemalloc, which takes memory itself, and one for the RSS. It needs psutil.
+``python benchmarks/memory.py`` prints a Markdown table. For each method it shows the growth of Python's
+memory (tracemalloc), of the memory of the process (RSS), and of the number of tensors and hooks between call
+100 and call 1,000. ``python benchmarks/memory.py 300`` makes 300 calls. Each method runs in two new
+processes, because tracemalloc uses memory itself and would change the RSS. The script needs psutil.
 """
 
 import gc
@@ -20,11 +20,12 @@ import camkit
 
 METHODS = ["GradCAM", "CAM", "HiResCAM", "EigenCAM", "ScoreCAM", "AblationCAM", "LIFTCAM", "RelevanceCAM"]
 METHODS += ["GuidedGradCAM", "FullGrad"]
+#: Number of warm-up calls. Caches that the first calls fill do not count as growth.
 WARM = 100
 
 
-def network() -> nn.Module:
-    """A small ResNet, of 16 channels at the end."""
+def build_network() -> nn.Module:
+    """Returns a small ResNet that ends in 16 channels."""
     torch.manual_seed(0)
     shortcut = nn.Sequential(nn.Conv2d(8, 16, 1, stride=2, bias=False), nn.BatchNorm2d(16))
     stem = [nn.Conv2d(3, 8, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(8), nn.ReLU(inplace=True)]
@@ -33,17 +34,17 @@ def network() -> nn.Module:
     return nn.Sequential(*stem, *blocks, *head).eval()
 
 
-def alive(model: nn.Module) -> tuple[int, int]:
-    """How many tensors there are, and how many hooks on the model."""
+def count_tensors_and_hooks(model: nn.Module) -> tuple[int, int]:
+    """Returns the number of tensors in the process and of hooks on the model."""
     gc.collect()
     hooks = [value for module in model.modules() for name, value in vars(module).items() if "_hooks" in name]
     return sum(issubclass(type(one), Tensor) for one in gc.get_objects()), sum(map(len, hooks))
 
 
-def measure(name: str, calls: int, traced: bool) -> None:
-    """Prints the growth in KiB, and the tensors and hooks, between the call ``WARM`` and the last."""
+def print_growth(name: str, calls: int, traced: bool) -> None:
+    """Prints the growth in KiB, in tensors and in hooks between call ``WARM`` and the last call."""
     torch.set_num_threads(1)
-    model = network()
+    model = build_network()
     method, x = camkit.METHODS[name](model), torch.rand(2, 3, 48, 48)
 
     def memory() -> float:
@@ -56,10 +57,10 @@ def measure(name: str, calls: int, traced: bool) -> None:
     for call in range(1, calls + 1):
         method(x, 1)
         if call == WARM:
-            tensors, hooks = alive(model)
+            tensors, hooks = count_tensors_and_hooks(model)
             start = memory()
     grown = memory() - start
-    after = alive(model)
+    after = count_tensors_and_hooks(model)
     print(f"{grown:.1f}", after[0] - tensors, after[1] - hooks)
 
 
@@ -81,6 +82,6 @@ if __name__ == "__main__":
     if asked <= WARM:
         sys.exit(f"calls: expected more than {WARM}, got {asked}")
     if len(sys.argv) > 2:
-        measure(sys.argv[2], asked, sys.argv[3] == "tracemalloc")
+        print_growth(sys.argv[2], asked, sys.argv[3] == "tracemalloc")
     else:
         main(asked)

@@ -1,21 +1,17 @@
-"""The results as Markdown and as a plot."""
+"""Writes the tables and the plot from the results."""
 
-from collections.abc import Callable, Iterator, Mapping
+import math
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import matplotlib
 from contestants import BY_HAND, CAMKIT, HEATMAPS, LIBRARIES, METHODS, TEN_CAM, TEN_GRADCAM
+from results import Race, Results
 
-matplotlib.use("Agg")
+matplotlib.use("Agg")  # Draws without a display.
 from matplotlib import pyplot as plt
 
-Row = Mapping[str, Any]
-
-_OURS = [*METHODS, HEATMAPS, TEN_CAM, TEN_GRADCAM]
-_GRADCAM = {library: f"{library}: Grad-CAM" for library in (*LIBRARIES, BY_HAND)}
-_GRADIENTS = ("Grad-CAM", "Grad-CAM++", "XGrad-CAM", "HiResCAM", "LayerCAM")
-_LARGE_HEADS = ("vgg16", "alexnet")
 _NAMES = {
     "resnet18": "ResNet-18",
     "resnet50": "ResNet-50",
@@ -27,125 +23,85 @@ _NAMES = {
     "swin_t": "Swin-T",
 }
 _COLOURS = dict(zip(LIBRARIES, ("#0072b2", "#d55e00", "#e69f00", "#009e73"), strict=True))
+_CALLS = [*METHODS, HEATMAPS, TEN_CAM, TEN_GRADCAM]
+_GRADIENTS = ["Grad-CAM", "Grad-CAM++", "XGrad-CAM", "HiResCAM", "LayerCAM"]
+_LARGE_HEADS = ["vgg16", "alexnet"]
+_OTHERS = [name for name in _NAMES if name not in _LARGE_HEADS]
+#: Targets of camkit on the CPU: title, highest ratio, measure, calls, networks.
+_TARGETS = [
+    ("CAM", 1.05, "cpu", ["CAM"], list(_NAMES)),
+    ("Gradient methods", 1.15, "cpu", _GRADIENTS, _OTHERS),
+    ("Gradient methods, VGG16 and AlexNet", 1.4, "cpu", _GRADIENTS, _LARGE_HEADS),
+    ("Ten classes at once, global pooling", 1.2, "cpu", [TEN_CAM, TEN_GRADCAM], list(_NAMES)),
+    ("Peak memory of all calls", 1.1, "memory", _CALLS, list(_NAMES)),
+]
+_HIGHEST = {
+    (f"{CAMKIT}: {call}", measure, model): highest
+    for _, highest, measure, calls, models in _TARGETS
+    for call in calls
+    for model in models
+}
 
-_INTRODUCTION = """# What camkit costs, beside its peers
+_INTRODUCTION = """# Tables of the benchmark
 
-Written by `python -m nox -s bench` (`python benchmarks/speed.py`), which measures again; the
-numbers behind the tables are in [results.json](results.json).
+`python benchmarks/speed.py` writes this page from [results.json](results.json).
+[RESULTS.md](RESULTS.md) explains how the numbers are measured, and sums them up.
 
-All run in turn in one process, in every round in another order; before each turn garbage is
-collected, and a pause lets threads that the one before has left spinning fall asleep. A ratio
-divides what a call took by what one forward pass of the same batch in inference mode took **in the
-same round**. Short calls are made several times, after one that does not count. A cell
-is the median of the rounds, in brackets the quartiles. Threads that wait sleep
-(`OMP_WAIT_POLICY=PASSIVE`): spinning would count as CPU time. Targets are for the medians of CPU
-times, and for peak memory. Networks are torchvision's with random parameters, images 3 × 224 × 224,
-float32.
-"""
-
-_MISSED = """
-What is missed, and why:
-
-- **Short passes.** A call looks at every module and at the images' sum, keeps the random states, and CAM
-  checks its map against the logits: little work, of which the shortest passes show the most. On AlexNet's
-  trunk, one image, 17 ms of CPU, measured apart on 2026-11-26: CAM 1.07; with neither the sum, the random
-  states nor the check 1.05; by hand, a hook and a weighted sum, 1.01.
-- **AlexNet.** Its head holds 96% of its weights; to read them is what the pass costs, and a
-  gradient reads them once more. The column "by hand" is Grad-CAM without any library and without
-  checks: about what no library can be below, up to noise. On one image, on 2026-11-26, it missed the
-  target as well.
-- **The memory of ViT.** A transformer's memory is flat over its blocks, so that the graph of the last
-  one, which a gradient needs, is much of it: see "by hand" again.
-- **Overlays of tensors.** Their table has the bins, the three look-ups and the weighted sum alone, unchecked
-  and in place, in an order of memory that no user expects. Nothing that was tried is faster: measured apart
-  on 2026-11-26 these steps reached 2.4 to 4.4 times, 1 to 8 images at a time 2.4 to 3.6, `grid_sample` or
-  `gather` for the look-up, with the checks, 0.9 to 2.5. The peer rounds to bytes, so does `camkit.overlay`,
-  by Pillow. What new memory costs differs between virtual machines, and from one process to the next: up to
-  that day, pictures were 4.2 to 5.7 times as fast as the peer's. The peer's threads take twice the CPU time
-  that the clock shows.
-- **Noise.** The machine is shared: a median may lie 0.1 off, as the quartiles and "by hand" show, and which
-  cells lie above differs from run to run.
-
-Ablation-CAM does not run channels that are zero anyway.
-"""
-
-_ONE_PASS = """
-Every library explains the predicted class at the layer that camkit finds, and its call includes the
-forward pass and the choice of the class. Objects are made and hooks attached before the clock
-starts, and taken off again before the next turn, as are the gradients that are left; camkit's dry
-run, which finds the layer, is part of its first call and not timed. pytorch-grad-cam's call also
-resizes to the input's size, as camkit's "heatmaps" column does; the others give maps of the layer's
-size. Transformers get the reshape function that their users write; captum takes none, so its maps
-of ViT and Swin mean nothing, and only its cost is of interest.
-
-Where CAM does not explain the network as it is (*), CAM and the ten classes at once are measured on
-`camkit.attach_gap_head(model, 1000)`, by that network's own forward pass. Peak memory is that of
-new tensors in a call, without parameters and input, by torch's profiler; what NumPy allocates is
-not in it. An empty cell was not measured.
-"""
-
-_ACCELERATOR = """
-The same libraries and calls, on the GPU, by CUDA events before the first call of a turn and after the
-last: where the GPU waits for Python, Python's time is what they show, as for most of these networks
-with few images. Peak memory is what torch's allocator had given out at most, the workspaces of cuDNN
-with it. There are no targets for these numbers.
-"""
+Numbers have three significant digits: the median of the rounds, with the quartiles in brackets. Times and
+peak memory are relative to one forward pass of the same batch in inference mode, where a table names no other
+baseline. On a GPU the wall time is that of CUDA events, and the CPU time that of the process. A cell in bold
+misses its target; an empty cell was not measured. CAM does not explain networks marked with * as they are.
+For them CAM and the ten classes at once run on `camkit.attach_gap_head(model, 1000)`, relative to the forward
+pass of that network."""
 
 
-def write(results: Mapping[str, Mapping[str, Row]], folder: Path) -> None:
-    """Writes ``RESULTS.md`` and, if there is something to show, ``results.png``."""
-    rows = _sorted(results.get("one-pass", {}))
-    on_gpu = _sorted(results.get("accelerator", {}))
-    parts = [_INTRODUCTION, *_environments(results), *_targets(rows, results), _MISSED]
-    if rows:
-        plot(rows, folder / "results.png")
-        parts += ["## Methods of one pass", "![Grad-CAM of four libraries](results.png)", _ONE_PASS.strip()]
-        parts += _one_pass(rows)
-    if on_gpu:
-        parts += ["## On a GPU", _ACCELERATOR.strip(), *_accelerator(on_gpu)]
-    for name, title in (
+def write(results: Results, folder: Path) -> None:
+    """Writes ``TABLES.md`` and, if methods of one pass were measured on the CPU, ``results.png``."""
+    parts = [_INTRODUCTION, _environment_list(results), "## Targets", _target_table(results)]
+    on_host = _sort_races(results.get("one-pass", {}).values())
+    if on_host:
+        plot(on_host, folder / "results.png")
+    parts += _network_tables("Methods of one pass", on_host)
+    on_gpu = _sort_races(results.get("accelerator", {}).values())
+    for dtype in sorted({race["dtype"] for race in on_gpu}, reverse=True):
+        parts += _network_tables(f"GPU, {dtype}", [race for race in on_gpu if race["dtype"] == dtype])
+    for section, title in (
         ("many-passes", "Methods of many passes"),
         ("overlays", "Overlays, 224 × 224"),
         ("import", "`import camkit`"),
         ("dataset", "`camkit.explain_dataset`"),
     ):
-        if name in results:
-            parts += [f"## {title}", *_lines(results[name].values())]
-    text = "\n\n".join(part.strip() for part in parts)
-    (folder / "RESULTS.md").write_text(text + "\n")
+        if section in results:
+            parts += [f"## {title}", _call_table(results[section].values())]
+    (folder / "TABLES.md").write_text("\n\n".join(parts) + "\n")
 
 
-def _sorted(rows: Mapping[str, Row]) -> list[Row]:
-    return sorted(rows.values(), key=lambda row: (list(_NAMES).index(row["model"]), row["batch"]))
-
-
-def plot(rows: list[Row], path: Path) -> None:
-    """Grad-CAM of each library: CPU time and peak memory by those of a forward pass."""
-    batches = sorted({row["batch"] for row in rows})
-    count = len({row["model"] for row in rows})
+def plot(races: list[Race], path: Path) -> None:
+    """Draws the CPU time and the peak memory of Grad-CAM in each library."""
+    batches = sorted({race["batch"] for race in races})
+    count = len({race["model"] for race in races})
     size = (10, 1.6 + len(batches) * (0.7 + 0.42 * count))
     figure, axes = plt.subplots(len(batches), 2, figsize=size, squeeze=False, layout="constrained")
     for line, batch in zip(axes, batches, strict=True):
-        shown = [row for row in rows if row["batch"] == batch]
         for axis, measure in zip(line, ("cpu", "memory"), strict=True):
-            _draw(axis, shown, measure)
+            _draw_panel(axis, [race for race in races if race["batch"] == batch], measure)
         line[0].set_title(f"batch {batch}: CPU time, median and quartiles", loc="left", fontsize=10)
         line[1].set_title(f"batch {batch}: peak memory", loc="left", fontsize=10)
     for axis in axes[-1]:
-        axis.set_xlabel("by that of one forward pass in inference mode (log scale)")
+        axis.set_xlabel("relative to one forward pass in inference mode (log scale)")
     handles, labels = axes[0][0].get_legend_handles_labels()
-    title = "Grad-CAM: what it costs beyond the prediction"
+    title = "Grad-CAM: cost relative to the prediction"
     where = {"loc": "outside upper center", "ncols": len(labels)}
     figure.legend(handles, labels, title=title, title_fontsize=12, frameon=False, **where)
     figure.savefig(path, dpi=110)
     plt.close(figure)
 
 
-def _draw(axis: Any, rows: list[Row], measure: str) -> None:
-    """One panel: a row for each network, a dot for each library."""
+def _draw_panel(axis: Any, races: list[Race], measure: str) -> None:
+    """Draws one panel: a row for each network, a dot for each library."""
     for n, library in enumerate(LIBRARIES):
-        found = [(y, row["results"].get(f"{library}: Grad-CAM", {})) for y, row in enumerate(rows)]
-        measured = [(y + (n - 1.5) * 0.17, one[measure]) for y, one in found if measure in one]
+        found = [(y, race["cells"].get(f"{library}: Grad-CAM", {})) for y, race in enumerate(races)]
+        measured = [(y + (n - 1.5) * 0.17, cell[measure]) for y, cell in found if measure in cell]
         if not measured:
             continue
         places, values = zip(*measured, strict=True)
@@ -153,10 +109,10 @@ def _draw(axis: Any, rows: list[Row], measure: str) -> None:
         if measure == "memory":
             axis.errorbar(values, places, **style)
         else:
-            medians = [value["median"] for value in values]
-            low = [value["median"] - value["low"] for value in values]
-            high = [value["high"] - value["median"] for value in values]
-            axis.errorbar(medians, places, xerr=[low, high], **style)
+            medians = [value[0] for value in values]
+            # After a single round the median stands for both quartiles.
+            errors = [[v[0] - v[1 % len(v)] for v in values], [v[-1] - v[0] for v in values]]
+            axis.errorbar(medians, places, xerr=errors, **style)
     axis.set_xscale("log")
     low, high = axis.get_xlim()
     low, high = min(low, 0.8), max(high, 4.5)
@@ -166,192 +122,158 @@ def _draw(axis: Any, rows: list[Row], measure: str) -> None:
     axis.set_xticks([], minor=True)
     axis.axvline(1, color="0.6", linewidth=1, zorder=0)
     axis.grid(axis="x", color="0.9", zorder=0)
-    axis.set_yticks(range(len(rows)), [_NAMES[row["model"]] for row in rows])
-    axis.set_ylim(len(rows) - 0.5, -0.5)
+    axis.set_yticks(range(len(races)), [_NAMES[race["model"]] for race in races])
+    axis.set_ylim(len(races) - 0.5, -0.5)
     axis.tick_params(axis="y", length=0)
     for side in ("top", "right", "left"):
         axis.spines[side].set_visible(False)
 
 
-def limit(method: str, row: Row) -> float | None:
-    """The most CPU time that a method of camkit's is to take."""
-    if method == "CAM":
-        return 1.05
-    if method in (TEN_CAM, TEN_GRADCAM):
-        return 1.2
-    if method in _GRADIENTS:
-        return 1.4 if row["model"] in _LARGE_HEADS else 1.15
-    return None
+def _sort_races(races: Iterable[Race]) -> list[Race]:
+    return sorted(races, key=lambda race: (list(_NAMES).index(race["model"]), race["batch"]))
 
 
-def _environments(results: Mapping[str, Mapping[str, Row]]) -> list[str]:
-    """Where and when it was measured; several, if not all was in one environment."""
-    found: dict[tuple[tuple[str, str], ...], tuple[set[str], set[str]]] = {}
-    for section, rows in results.items():
-        for row in rows.values():
-            sections, dates = found.setdefault(tuple(row["environment"].items()), (set(), set()))
+def _environment_list(results: Results) -> str:
+    """Lists the environments with the sections and dates measured in each."""
+    found: dict[str, tuple[set[str], set[str]]] = {}
+    for section, races in results.items():
+        for race in races.values():
+            environment = ", ".join(f"{key} {value}" for key, value in race["environment"].items())
+            sections, dates = found.setdefault(environment, (set(), set()))
             sections.add(section)
-            dates.add(row["date"])
-    parts = []
-    for environment, (sections, dates) in found.items():
-        of = f" ({', '.join(sorted(sections))})" if len(found) > 1 else ""
-        when = " to ".join(sorted({min(dates), max(dates)}))
-        parts.append(f"Measured {when}{of}: " + ", ".join(f"{k} {v}" for k, v in environment) + ".")
-    return parts
+            dates.add(race["date"])
+    return "\n".join(
+        f"- {', '.join(sorted(sections))} ({' to '.join(sorted({min(dates), max(dates)}))}): {environment}."
+        for environment, (sections, dates) in found.items()
+    )
 
 
-def _targets(rows: list[Row], results: Mapping[str, Mapping[str, Row]]) -> list[str]:
-    """Each target, what was measured, and whether it is met."""
-    table = [
-        _target("CAM", rows, ["CAM"]),
-        _target("Gradient methods", rows, _GRADIENTS, lambda row: row["model"] not in _LARGE_HEADS),
-        _target(
-            "Gradient methods, VGG16 and AlexNet", rows, _GRADIENTS, lambda row: row["model"] in _LARGE_HEADS
-        ),
-        _target("Ten classes at once, global pooling", rows, [TEN_CAM, TEN_GRADCAM]),
-        _memory_target(rows),
+def _target_table(results: Results) -> str:
+    """Lists the targets: for methods of one pass the highest ratio and the number of cells that meet it."""
+    lines = []
+    for title, highest, measure, calls, models in _TARGETS:
+        cells = [
+            (_median_or_ratio(race["cells"][f"{CAMKIT}: {call}"][measure]), call, race)
+            for race in results.get("one-pass", {}).values()
+            for call in calls
+            if race["model"] in models and measure in race["cells"].get(f"{CAMKIT}: {call}", {})
+        ]
+        if cells:
+            value, call, race = max(cells, key=lambda cell: cell[0])
+            good = sum(_meets_target(value, f"≤ {highest}") for value, *_ in cells)
+            met = "yes" if good == len(cells) else f"**no**: {good} of {len(cells)}"
+            where = f"{call}, {_NAMES[race['model']]}, batch {race['batch']}"
+            lines.append([title, f"≤ {highest}", f"at most {_format_number(value)} ({where})", met])
+    lines += [
+        [
+            name,
+            cell["target"],
+            _format_spread(cell["cpu"]),
+            "yes" if _meets_target(cell["cpu"][0], cell["target"]) else "**no**",
+        ]
+        for section, races in results.items()
+        for race in races.values()
+        for name, cell in race["cells"].items()
+        if "target" in cell and "cpu" in cell
     ]
-    for section in ("many-passes", "overlays", "import", "dataset"):
-        for row in results.get(section, {}).values():
-            for line in row["lines"]:
-                if "target" in line:
-                    met = "yes" if line["met"] else "**no**"
-                    table.append(f"| {line['what']} | {line['target']} | {_spread(line['cpu'])} | {met} |")
-    found = [line for line in table if line]
-    return ["## Targets", "\n".join(["| what | target | measured | met |", "|---|---|---|---|", *found])]
+    return _format_table(["call", "target", "measured", "met"], lines)
 
 
-def _target(
-    what: str, rows: list[Row], methods: Any, chosen: Callable[[Row], bool] = lambda row: True
-) -> str:
-    """A line for methods of one pass: the worst of them, and how many there are."""
-    found = [
-        (row["results"][f"{CAMKIT}: {method}"]["cpu"]["median"], limit(method, row), method, row)
-        for row in rows
-        if chosen(row)
-        for method in methods
-        if "cpu" in row["results"].get(f"{CAMKIT}: {method}", {})
+def _network_tables(title: str, races: list[Race]) -> Iterator[str]:
+    """Yields the tables of the methods of one pass: Grad-CAM of all libraries, then each library."""
+    if not races:
+        return
+    yield f"## {title}"
+    columns = {"Grad-CAM": {library: f"{library}: Grad-CAM" for library in (*LIBRARIES, BY_HAND)}}
+    for library in LIBRARIES[:-1]:  # The last has Grad-CAM only.
+        calls = _CALLS if library == CAMKIT else [call for call in METHODS if library in METHODS[call]]
+        columns[library] = {call: f"{library}: {call}" for call in calls}
+    for measure, name in (("cpu", "CPU time"), ("wall", "wall time"), ("memory", "peak memory")):
+        for subject, names in columns.items():
+            yield f"### {title}, {name}: {subject}"
+            lines = [
+                [_format_label(race), *(_format_cell(race, call, measure) for call in names.values())]
+                for race in races
+            ]
+            yield _format_table(["network, batch", *names], lines)
+    yield f"### {title}, one forward pass"
+    header = [
+        "network, batch",
+        "layer",
+        "CPU time, ms",
+        "wall time, ms",
+        "peak memory, MiB",
+        "rounds",
+        "date",
     ]
-    return _worst(what, found)
+    lines = []
+    for race in races:
+        numbers = [_format_number(race[key]) for key in ("cpu_ms", "wall_ms", "memory_mib")]
+        lines.append([_format_label(race), f"`{race['layer']}`", *numbers, str(race["rounds"]), race["date"]])
+    yield _format_table(header, lines)
 
 
-def _memory_target(rows: list[Row]) -> str:
-    found = [
-        (result["memory"], 1.1, name.removeprefix(f"{CAMKIT}: "), row)
-        for row in rows
-        for name, result in row["results"].items()
-        if name.startswith(f"{CAMKIT}: ") and "memory" in result
-    ]
-    return _worst("Peak memory, all of camkit's", found)
-
-
-def _worst(what: str, found: list[tuple[float, Any, str, Row]]) -> str:
-    if not found:
-        return ""
-    value, most, method, row = max(found, key=lambda one: one[0])
-    good = sum(round(value, 2) <= most for value, most, *_ in found)
-    met = "yes" if good == len(found) else f"**no**: {good} of {len(found)}"
-    where = f"{method}, {_NAMES[row['model']]}, batch {row['batch']}"
-    return f"| {what} | ≤ {most} | at most {value:.2f} ({where}) | {met} |"
-
-
-def _one_pass(rows: list[Row]) -> Iterator[str]:
-    """The tables of the methods of one pass."""
-    reasons: list[str] = []
-    for measure, title in (("cpu", "CPU time"), ("wall", "Wall time"), ("memory", "Peak memory")):
-        yield f"### {title}: Grad-CAM"
-        yield _table(rows, _GRADCAM, measure, reasons)
-    for measure, title in (("cpu", "CPU time"), ("wall", "Wall time"), ("memory", "Peak memory")):
-        for library in LIBRARIES[:-1]:  # the last has Grad-CAM only
-            methods = _OURS if library == CAMKIT else [m for m, kinds in METHODS.items() if library in kinds]
-            yield f"### {title}: {library}"
-            yield _table(rows, {method: f"{library}: {method}" for method in methods}, measure, reasons)
-    yield "### One forward pass"
-    yield _forward_passes(rows)
-    yield from _reasons(reasons)
-
-
-def _accelerator(rows: list[Row]) -> Iterator[str]:
-    """The tables of a GPU, of each type."""
-    reasons: list[str] = []
-    for dtype in sorted({row["dtype"] for row in rows}, reverse=True):
-        chosen = [row for row in rows if row["dtype"] == dtype]
-        yield f"### {dtype}, time: Grad-CAM"
-        yield _table(chosen, _GRADCAM, "wall", reasons)
-        yield f"### {dtype}, time: camkit"
-        yield _table(chosen, {method: f"{CAMKIT}: {method}" for method in _OURS}, "wall", reasons)
-        yield f"### {dtype}, peak memory: Grad-CAM"
-        yield _table(chosen, _GRADCAM, "memory", reasons)
-        yield f"### {dtype}, one forward pass"
-        yield _forward_passes(chosen)
-    yield from _reasons(reasons)
-
-
-def _reasons(reasons: list[str]) -> Iterator[str]:
-    if reasons:
-        yield "### What raises"
-        yield "\n".join(f"{n}. {reason}" for n, reason in enumerate(reasons, 1))
-
-
-def _table(rows: list[Row], columns: Mapping[str, str], measure: str, reasons: list[str]) -> str:
-    """Rows of networks; what misses its target is bold, what raises has a number in the list of reasons."""
-    lines = [f"| network, batch | {' | '.join(columns)} |", "|---" * (1 + len(columns)) + "|"]
-    for row in rows:
-        cells = [_cell(row, method, name, measure, reasons) for method, name in columns.items()]
-        star = "" if row["pooled"] else "*"
-        lines.append(f"| {_NAMES[row['model']]}{star}, {row['batch']} | {' | '.join(cells)} |")
-    return "\n".join(lines)
-
-
-def _cell(row: Row, method: str, name: str, measure: str, reasons: list[str]) -> str:
-    result = row["results"].get(name)
-    if result is None:
-        return ""
-    if "raised" in result:
-        reason = f"{name}, {_NAMES[row['model']]}: {result['raised']}"
-        if reason not in reasons:
-            reasons.append(reason)
-        return f"raises ({reasons.index(reason) + 1})"
-    value = result[measure]
-    text = f"{value:.2f}" if measure == "memory" else _spread(value)
-    on_gpu = "dtype" in row  # where there are no targets
-    if not name.startswith(f"{CAMKIT}: ") or measure == "wall" or on_gpu:
-        return text
-    most = 1.1 if measure == "memory" else limit(name.removeprefix(f"{CAMKIT}: "), row)
-    number = value if measure == "memory" else value["median"]
-    return f"**{text}**" if most is not None and round(number, 2) > most else text
-
-
-def _forward_passes(rows: list[Row]) -> str:
-    """What the ratios are of; on a GPU the wall time is that of its events."""
-    columns = ("network, batch", "layer", "CPU, ms", "wall, ms", "peak memory, MiB", "rounds", "measured")
-    lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
-    for row in rows:
-        taken = row["forward"]
-        numbers = f"{1000 * taken['cpu']:.2f} | {1000 * taken['wall']:.2f} | {taken['memory'] / 2**20:.1f}"
-        name = f"{_NAMES[row['model']]}, {row['batch']}"
-        lines.append(f"| {name} | `{row['layer']}` | {numbers} | {row['rounds']} | {row['date']} |")
-    return "\n".join(lines)
-
-
-def _lines(rows: Any) -> Iterator[str]:
-    """A table for each yardstick."""
-    by: dict[str, list[Row]] = {}
-    for row in rows:
-        by.setdefault(row["by"], []).extend(row["lines"])
-    for yardstick, lines in by.items():
-        table = [f"| {yardstick} | CPU | wall | target | met |", "|---|---|---|---|---|"]
-        for line in lines:
-            if "raised" in line:
-                table.append(f"| {line['what']} | raises {line['raised']} | | | |")
+def _call_table(races: Iterable[Race]) -> str:
+    """Returns a table with a row for each call and its baseline."""
+    lines = []
+    for race in races:
+        units = (("cpu_ms", "ms of CPU time"), ("wall_ms", "ms of wall time"))
+        taken = ", ".join(f"{_format_number(race[key])} {unit}" for key, unit in units if key in race)
+        baseline = f"{race['name']}: {taken}" if taken else race["name"]
+        for name, cell in race["cells"].items():
+            if "raised" in cell:
+                lines.append([name, baseline, f"raises {cell['raised']}", "", "", ""])
                 continue
-            met = {True: "yes", False: "**no**", None: ""}[line.get("met")]
-            numbers = f"{_spread(line['cpu'])} | {_spread(line['wall'])}"
-            table.append(f"| {line['what']} | {numbers} | {line.get('target', '')} | {met} |")
-        yield "\n".join(table)
+            target = cell.get("target", "")
+            met = {True: "yes", False: "**no**"}[_meets_target(cell["cpu"][0], target)] if target else ""
+            lines.append(
+                [name, baseline, _format_spread(cell["cpu"]), _format_spread(cell["wall"]), target, met]
+            )
+    return _format_table(["call", "relative to", "CPU time", "wall time", "target", "met"], lines)
 
 
-def _spread(value: Mapping[str, float]) -> str:
-    if value["low"] == value["high"]:
-        return f"{value['median']:.2f}"
-    return f"{value['median']:.2f} ({value['low']:.2f}–{value['high']:.2f})"
+def _format_cell(race: Race, name: str, measure: str) -> str:
+    """Returns the text of a cell: bold if it misses its target, and the kind of error if it raised one."""
+    cell = race["cells"].get(name)
+    if cell is None:
+        return ""
+    if "raised" in cell:
+        return f"raises {cell['raised'].partition(':')[0]}"
+    text = _format_number(cell[measure]) if measure == "memory" else _format_spread(cell[measure])
+    highest = _HIGHEST.get((name, measure, race["model"]), math.inf)
+    if "dtype" in race or _meets_target(
+        _median_or_ratio(cell[measure]), f"≤ {highest}"
+    ):  # There are no targets on a GPU.
+        return text
+    return f"**{text}**"
+
+
+def _meets_target(value: float, target: str) -> bool:
+    """Returns whether a number, rounded to two decimals, meets a target such as ``≤ 1.05``."""
+    sign, limit = target.split()
+    value = round(value, 2)
+    return value <= float(limit) if sign == "≤" else value >= float(limit)
+
+
+def _format_label(race: Race) -> str:
+    return f"{_NAMES[race['model']]}{'' if race['pooled'] else '*'}, {race['batch']}"
+
+
+def _median_or_ratio(value: Any) -> float:
+    """Returns the median of a time, or the ratio of a peak memory."""
+    return value[0] if isinstance(value, list) else value
+
+
+def _format_spread(values: list[float]) -> str:
+    median, *quartiles = map(_format_number, values)
+    return f"{median} ({'–'.join(quartiles)})" if quartiles else median
+
+
+def _format_number(value: float) -> str:
+    """Returns a number with three significant digits, for example ``0.944``, ``17.0`` or ``1310``."""
+    return f"{value:.{max(0, 2 - math.floor(math.log10(abs(value) or 1)))}f}"
+
+
+def _format_table(header: list[str], lines: list[list[str]]) -> str:
+    rows = [header, ["---"] * len(header), *lines]
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)

@@ -1,10 +1,10 @@
-"""How near the weights that methods give the channels come to the channels' exact Shapley values.
+"""Compares the channel weights of several methods with the exact Shapley values of the channels.
 
-``python benchmarks/shapley.py`` prints a Markdown table of correlations over the channels: the mean over
-images and over networks that were trained to tell the directions of noisy waves, and in brackets the lowest
-of the networks' means. The Shapley values are those of the game whose players are the channels: one outside
-the coalition is zero at the layer, and the worth of a coalition is the score of the predicted class. Every
-coalition is run.
+``python benchmarks/shapley.py`` prints a Markdown table of correlations over the channels. A cell shows the
+mean over images and networks, with the lowest mean of a network in brackets. The networks are trained to
+classify the directions of noisy waves. The players of the game are the channels. A channel outside the
+coalition is zero at the layer, and the worth of a coalition is the score of the predicted class. The script
+runs all coalitions.
 """
 
 import argparse
@@ -34,7 +34,7 @@ METHODS = (
     camkit.ScoreCAM,
     camkit.RandomCAM,
 )
-#: The positions that the head sees after average pooling, and its function.
+#: Size of the grid after average pooling, and activation function of the head.
 HEADS: dict[str, tuple[int, type[nn.Module]]] = {
     "global pooling, ReLU": (1, nn.ReLU),
     "global pooling, SiLU": (1, nn.SiLU),
@@ -42,8 +42,8 @@ HEADS: dict[str, tuple[int, type[nn.Module]]] = {
 }
 
 
-def waves(count: int) -> tuple[Tensor, Tensor]:
-    """Noisy waves ``(N, 1, 16, 16)``, and their directions."""
+def draw_waves(count: int) -> tuple[Tensor, Tensor]:
+    """Returns noisy waves ``(N, 1, 16, 16)`` and their directions ``(N,)``."""
     classes, phase = torch.randint(CLASSES, (count,)), 2 * math.pi * torch.rand(count, 1, 1)
     angle = (classes * math.pi / CLASSES)[:, None, None]
     at = torch.arange(16) - 7.5
@@ -51,8 +51,8 @@ def waves(count: int) -> tuple[Tensor, Tensor]:
     return ((1.2 * along + phase).cos() + 0.7 * torch.randn(count, 16, 16))[:, None].double(), classes
 
 
-def network(channels: int, grid: int, function: type[nn.Module], steps: int) -> nn.Sequential:
-    """Two convolutions, average pooling and two hidden layers, trained."""
+def train_network(channels: int, grid: int, function: type[nn.Module], steps: int) -> nn.Sequential:
+    """Returns a trained network of two convolutions, average pooling and two hidden layers."""
     features = nn.Sequential(
         nn.Conv2d(1, channels, 5, padding=2),
         nn.ReLU(),
@@ -71,7 +71,7 @@ def network(channels: int, grid: int, function: type[nn.Module], steps: int) -> 
     model = nn.Sequential(features, head).double()
     optimizer = torch.optim.Adam(model.parameters(), 0.01)
     for _ in range(steps):
-        x, classes = waves(64)
+        x, classes = draw_waves(64)
         optimizer.zero_grad()
         F.cross_entropy(model(x), classes).backward()
         optimizer.step()
@@ -80,16 +80,17 @@ def network(channels: int, grid: int, function: type[nn.Module], steps: int) -> 
 
 @dataclass(eq=False, kw_only=True)
 class Shapley(Perturbing):
-    """The channels weighed by their exact Shapley values: what follows the layer runs for every coalition."""
+    """Weighs the channels by their exact Shapley values. The head runs once for every coalition."""
 
     formula = r"\sum_k \phi_k A^k"
     paper = "Shapley, Contributions to the Theory of Games II, 1953"
     passes = "1 forward; the head 2^C times"
 
     def map(self, evidence: Evidence) -> Tensor:
-        """The maps ``(N, K, *spatial)``, signed."""
+        """Returns the signed maps ``(N, K, *spatial)``."""
         activation = evidence.activation
         images, channels = activation.shape[:2]
+        # The bits of a coalition's number say which channels are inside: ``inside`` is (2^C, C).
         numbers = torch.arange(2**channels)
         inside = (numbers[:, None] >> torch.arange(channels)) & 1 > 0
 
@@ -98,6 +99,8 @@ class Shapley(Perturbing):
             return evidence.rescore(torch.where(coalitions, activation, 0))
 
         worth = self.in_chunks(rescore, len(numbers), images)
+        # In Shapley's formula the weight of a channel's gain depends on the size of the coalition without it.
+        # The zero pads the list for the coalition of all channels.
         by_size = [1 / (channels * math.comb(channels - 1, size)) for size in range(channels)]
         shares = worth.new_tensor([*by_size, 0.0])[inside.sum(1)][:, None, None]
         values = []
@@ -108,8 +111,8 @@ class Shapley(Perturbing):
         return maps.weighted_sum(torch.stack(values, 2), activation)
 
 
-def weights(method: Callable[..., Explainer], model: nn.Module, x: Tensor, classes: Tensor) -> Tensor:
-    """What a method weighs the channels by, ``(N, C)``: what it hands to the function that sums them."""
+def channel_weights(method: Callable[..., Explainer], model: nn.Module, x: Tensor, classes: Tensor) -> Tensor:
+    """Returns the channel weights ``(N, C)`` that a method passes to ``weighted_sum``."""
     kept: list[Tensor] = []
     its_own = maps.weighted_sum
 
@@ -126,13 +129,14 @@ def weights(method: Callable[..., Explainer], model: nn.Module, x: Tensor, class
 
 
 def correlations(model: nn.Sequential, count: int) -> dict[str, float]:
-    """Each method's mean correlation with the exact values on new images."""
-    x, _ = waves(count)
+    """Returns the mean correlation of each method with the exact values, on new images."""
+    x, _ = draw_waves(count)
     with torch.no_grad():
         at, classes = model[0](x), model(x).argmax(1)
-    exact = weights(Shapley, model, x, classes)
-    contestants = {method.__name__: weights(method, model, x, classes) for method in METHODS}
-    # Its weight is per unit of the activation, of which this is a channel's sum.
+    exact = channel_weights(Shapley, model, x, classes)
+    contestants = {method.__name__: channel_weights(method, model, x, classes) for method in METHODS}
+    # A Shapley value is a share of the score, and Grad-CAM's weight is a gradient per unit of activation. The
+    # weight times the sum of the channel is a share of the score, too.
     contestants["GradCAM, weight × sum of the channel"] = contestants["GradCAM"] * at.sum((2, 3))
 
     def correlation(given: Tensor) -> float:
@@ -153,13 +157,13 @@ def main() -> None:
     )
     parser.add_argument("--steps", type=int, default=300, help="training steps; 0 for random networks")
     given = parser.parse_args()
-    torch.set_num_threads(1)  # the networks are tiny
+    torch.set_num_threads(1)  # More threads would slow these tiny networks down.
     columns: dict[str, dict[str, list[float]]] = {}
     for head, (grid, function) in HEADS.items():
         columns[head] = {}
         for seed in range(given.seed, given.seed + given.networks):
             torch.manual_seed(seed)
-            found = correlations(network(given.channels, grid, function, given.steps), given.images)
+            found = correlations(train_network(given.channels, grid, function, given.steps), given.images)
             for name, value in found.items():
                 columns[head].setdefault(name, []).append(value)
     print("| weights of |", " | ".join(columns), "|")

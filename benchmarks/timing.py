@@ -1,4 +1,4 @@
-"""Measuring in turn: time and peak memory, as ratios to one baseline."""
+"""Measures calls in turn: CPU time, wall time and peak memory relative to one baseline."""
 
 import gc
 import math
@@ -8,89 +8,53 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-#: Gives what is timed. What entering and leaving it does (hooks, gradients that are left) is not timed.
+#: Returns a context manager around the call to measure. Its entry and exit (attaching and removing hooks,
+#: clearing gradients) are not timed.
 Contestant = Callable[[], AbstractContextManager[Callable[[], object]]]
+#: The measurements of one contestant, as ``results.json`` keeps them.
+Cell = dict[str, Any]
 
-# So many others to one turn of the baseline.
-_OTHERS = 7
-# Seconds in which threads that the one before has left spinning, as OpenBLAS does, fall asleep.
+# The baseline has one turn a round, and one more for every so many contestants.
+_CONTESTANTS_PER_BASELINE = 7
+# Pause before a turn, in seconds. Threads that still spin after the previous turn (OpenBLAS) fall asleep.
 _PAUSE = 0.15
 
 
 @dataclass(frozen=True)
-class Spread:
-    """The median of several rounds, and their quartiles."""
-
-    median: float
-    low: float
-    high: float
-
-    @classmethod
-    def of(cls, values: list[float]) -> "Spread":
-        """The spread of one value or more."""
-        if len(values) == 1:
-            return cls(*values * 3)
-        low, median, high = statistics.quantiles(values, n=4, method="inclusive")
-        return cls(median, low, high)
-
-
-@dataclass(frozen=True)
 class Seconds:
-    """How long one call took, by the processor's time and by the clock on the wall or the device's own."""
+    """Duration of one call: CPU time of the process, and time by the wall clock or the GPU's own events."""
 
     cpu: float
     wall: float
 
 
-#: Times a number of calls, and gives what one of them took.
+#: Makes a number of calls and returns the mean duration of one.
 Clock = Callable[[Callable[[], object], int], Seconds]
 
 
-@dataclass(frozen=True)
-class Ratios:
-    """What a contestant took, by what the baseline of the same round took."""
-
-    cpu: Spread
-    wall: Spread
-
-
-@dataclass(frozen=True)
-class Race:
-    """What came of the rounds.
-
-    Attributes:
-        baseline: one call of the baseline, the median of the rounds.
-        ratios: each contestant's.
-        raised: why a contestant has no ratios.
-    """
-
-    baseline: Seconds
-    ratios: dict[str, Ratios]
-    raised: dict[str, str]
-
-
-def plain(call: Callable[[], object]) -> Contestant:
-    """A contestant that needs no preparation."""
+def as_contestant(call: Callable[[], object]) -> Contestant:
+    """Wraps a call that needs no preparation."""
     return lambda: nullcontext(call)
 
 
-def on_host(call: Callable[[], object], calls: int) -> Seconds:
-    """By the host's clocks, after a pause."""
+def time_on_host(call: Callable[[], object], calls: int) -> Seconds:
+    """Times calls by the clocks of the host, after a pause."""
     time.sleep(_PAUSE)
     if calls > 1:
-        call()  # of short calls, waking up would be a part
+        call()  # Waking the threads up would otherwise be a visible part of a short call.
     cpu, wall = time.process_time(), time.perf_counter()
     for _ in range(calls):
         call()
     return Seconds((time.process_time() - cpu) / calls, (time.perf_counter() - wall) / calls)
 
 
-def on_cuda(call: Callable[[], object], calls: int) -> Seconds:
-    """By CUDA events before the first call and after the last, one after another without a pause."""
+def time_on_cuda(call: Callable[[], object], calls: int) -> Seconds:
+    """Times calls without a pause in between, by CUDA events before the first and after the last."""
     call()
     torch.cuda.synchronize()
     begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
@@ -103,82 +67,102 @@ def on_cuda(call: Callable[[], object], calls: int) -> Seconds:
     return Seconds((time.process_time() - cpu) / calls, begin.elapsed_time(end) / 1000 / calls)
 
 
-# A turn is as many calls as the baseline makes in this time, in seconds.
-_TURN = {on_host: 0.2, on_cuda: 0.03}
+# A turn makes as many calls as the baseline makes in this time, in seconds.
+_TURN = {time_on_host: 0.2, time_on_cuda: 0.03}
 
 
-def interleaved(
+def summarise(values: list[float]) -> list[float]:
+    """Returns ``[median, lower quartile, upper quartile]``, or the only value."""
+    if len(values) == 1:
+        return values
+    low, median, high = statistics.quantiles(values, n=4, method="inclusive")
+    return [median, low, high]
+
+
+def median_seconds(durations: list[Seconds]) -> Seconds:
+    """Returns the medians of the CPU times and of the wall times."""
+    return Seconds(
+        statistics.median(taken.cpu for taken in durations),
+        statistics.median(taken.wall for taken in durations),
+    )
+
+
+def measure_in_turn(
     baseline: Contestant,
     contestants: Mapping[str, Contestant],
     rounds: int,
-    clock: Clock = on_host,
-) -> Race:
-    """Runs all in turn, in every round in another order.
+    clock: Clock = time_on_host,
+) -> tuple[Seconds, dict[str, Cell]]:
+    """Times all contestants in every round, each round in a new random order.
 
-    The baseline has several turns in a round, the median of which is the round's. Garbage is collected before
-    each turn.
+    The baseline has several turns a round; their median counts. Garbage is collected before each turn.
 
     Args:
-        baseline: what the others are divided by.
-        contestants: the others. One that raises when it warms up is left out of the rounds.
-        rounds: how many rounds.
-        clock: what they are timed by.
+        baseline: the contestant that the others are compared with.
+        contestants: the others, by name. One that raises in its warm-up call has no turn.
+        rounds: number of rounds.
+        clock: function that times a turn.
+
+    Returns:
+        The median time of one call of the baseline, and a cell for each contestant: ``cpu`` and ``wall``
+        relative to the baseline of the same round, or ``raised``, the error.
     """
 
-    def turn(contestant: Contestant, calls: int) -> Seconds:
+    def take_turn(contestant: Contestant, calls: int) -> Seconds:
         with contestant() as call:
             gc.collect()
             return clock(call, calls)
 
-    def warm_up(contestant: Contestant) -> str:
-        """Why it raises; empty if it does not."""
+    cells: dict[str, Cell] = {}
+    ratios: dict[str, list[Seconds]] = {}
+    for name, contestant in contestants.items():
         try:
-            turn(contestant, 1)
-        except Exception as error:  # a peer's, whatever it is
-            return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
-        return ""
-
-    raised = {name: reason for name, one in contestants.items() if (reason := warm_up(one))}
-    running = {name: one for name, one in contestants.items() if name not in raised}
-    turn(baseline, 1)
-    calls = max(1, math.ceil(_TURN[clock] / turn(baseline, 1).wall))
-    turns = [None] * (1 + len(running) // _OTHERS) + list(running)
-    taken: list[Seconds] = []
-    cpu: dict[str, list[float]] = {name: [] for name in running}
-    wall: dict[str, list[float]] = {name: [] for name in running}
+            take_turn(contestant, 1)
+        except Exception as error:  # A peer may raise anything.
+            cells[name] = {"raised": f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"}
+        else:
+            ratios[name] = []
+    take_turn(baseline, 1)
+    calls = max(1, math.ceil(_TURN[clock] / take_turn(baseline, 1).wall))
+    turns = [None] * (1 + len(ratios) // _CONTESTANTS_PER_BASELINE) + list(ratios)
+    durations: list[Seconds] = []
     gc.collect()
-    gc.freeze()  # what has been imported need not be looked through before each turn
+    gc.freeze()  # The collection before each turn then skips everything that has been imported.
     for _ in range(rounds):
         random.shuffle(turns)
         own: list[Seconds] = []
         others: dict[str, Seconds] = {}
         for name in turns:
             if name is None:
-                own.append(turn(baseline, calls))
+                own.append(take_turn(baseline, calls))
             else:
-                others[name] = turn(running[name], calls)
-        taken.append(_median(own))
-        for name, seconds in others.items():
-            cpu[name].append(seconds.cpu / taken[-1].cpu)
-            wall[name].append(seconds.wall / taken[-1].wall)
+                others[name] = take_turn(contestants[name], calls)
+        durations.append(median_seconds(own))
+        for name, taken in others.items():
+            ratios[name].append(Seconds(taken.cpu / durations[-1].cpu, taken.wall / durations[-1].wall))
     gc.unfreeze()
-    ratios = {name: Ratios(Spread.of(cpu[name]), Spread.of(wall[name])) for name in running}
-    return Race(_median(taken), ratios, raised)
+    for name, found in ratios.items():
+        cells[name] = {
+            "cpu": summarise([ratio.cpu for ratio in found]),
+            "wall": summarise([ratio.wall for ratio in found]),
+        }
+    return median_seconds(durations), cells
 
 
-def peak_memory(contestant: Contestant, clock: Clock = on_host) -> int:
-    """The most bytes of new tensors that were alive at once in a call, after another one to warm up.
+def peak_memory(contestant: Contestant, clock: Clock = time_on_host) -> int:
+    """Returns the most bytes that new tensors held at one moment of a call, after a warm-up call.
 
-    They are what torch's allocator was asked for; what libraries allocate elsewhere (NumPy) is not in it, nor
-    are the parameters and the input, which were there before. On a GPU the workspaces of its libraries are.
+    These are the bytes that torch's allocator was asked for, on a GPU with the workspaces of its libraries.
+    Parameters and input, which exist before the call, and memory that other libraries allocate themselves
+    (NumPy) do not count.
     """
     with contestant() as call:
         call()
-    with (
-        contestant() as call
-    ):  # with nothing left of the first, whose end would count as memory that is freed
+    # The warm-up call has a context of its own. Whatever it left is freed before the measurement, where
+    # freeing it would count as negative memory.
+    with contestant() as call:
         gc.collect()
-        return _peak_on_cuda(call) if clock is on_cuda else _peak_on_host(call)
+        return _peak_on_cuda(call) if clock is time_on_cuda else _peak_on_host(call)
 
 
 def _peak_on_cuda(call: Callable[[], object]) -> int:
@@ -191,6 +175,7 @@ def _peak_on_cuda(call: Callable[[], object]) -> int:
 def _peak_on_host(call: Callable[[], object]) -> int:
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
         call()
+    # Each memory event is the size of one allocation, or minus the size when it is freed.
     events = profiled.profiler.kineto_results.events()
     changes = [(event.start_ns(), event.nbytes()) for event in events if event.name() == "[memory]"]
     alive = peak = 0
@@ -198,8 +183,3 @@ def _peak_on_host(call: Callable[[], object]) -> int:
         alive += change
         peak = max(peak, alive)
     return peak
-
-
-def _median(seconds: list[Seconds]) -> Seconds:
-    cpu, wall = (statistics.median(each) for each in zip(*((s.cpu, s.wall) for s in seconds), strict=True))
-    return Seconds(cpu, wall)
