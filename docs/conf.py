@@ -42,7 +42,7 @@ nitpick_ignore_regex = [
     (r"py:.*", r"(Tensor|Any|Path|PathLike|Sequence|Callable|Self|Literal|optional|ABC|NamedTuple)"),
     (r"py:class", r"(int|str|float|bool|tuple|dict|list|type|object|None|BaseException|TracebackType)"),
     (r"py:exc", r"(ValueError|TypeError|ImportError|NotImplementedError)"),
-    (r"py:class", r"camkit\.layers\.Location"),  # of Evidence, and not for users
+    (r"py:class", r"camkit\.layers\.location\.Location"),  # of Evidence, and not for users
 ]
 doctest_global_setup = "import torch; torch.manual_seed(0)"
 
