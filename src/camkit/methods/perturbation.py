@@ -190,8 +190,8 @@ class SSCAM(MaskingInput):
     def masks(self, evidence: Evidence, activation: torch.Tensor, chunk: range) -> torch.Tensor:
         """Masks of the channels with noise."""
         channels, *size = activation.shape[1:]
-        noise = torch.stack([noise.normal(size, activation, self.seed, i) for i in chunk])
-        return to_masks(evidence, activation[:, [i % channels for i in chunk]] + self.std * noise)
+        shifts = torch.stack([noise.normal(size, activation, self.seed, i) for i in chunk])
+        return to_masks(evidence, activation[:, [i % channels for i in chunk]] + self.std * shifts)
 
 
 @dataclass(eq=False, kw_only=True)
