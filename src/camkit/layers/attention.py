@@ -52,8 +52,8 @@ def _is_attention(trace: Trace, operation: Operation) -> bool:
 def attentions_inside(place: Location) -> list[Operation]:
     """The attentions that follow a layer within a module around it.
 
-    The layer ``attn.qkv``, which projects tokens to queries, keys and values, is followed by the attention that
-    ``attn`` computes from them.
+    The layer ``attn.qkv``, which projects tokens to queries, keys and values, is followed by the attention
+    that ``attn`` computes from them.
     """
     trace = place.dry.trace
     around = (o for o in place.after if o.module and f"{place.name}.".startswith(f"{o.module}."))

@@ -171,9 +171,9 @@ def _make_location(
 
 
 def _require_fit(layout: Layout, name: str, shape: tuple[int, ...], dims: int) -> None:
-    """Raises a ``ValueError`` unless the layout fits an output of ``shape``, with ``dims`` spatial dimensions.
+    """Raises a ``ValueError`` unless the layout fits an output of ``shape``.
 
-    ``name`` is the name of the layer, for the message.
+    ``name`` is the name of the layer, for the message; ``dims`` is the number of spatial dimensions.
     """
     tokens = None if layout.grid is None else layout.prefix + math.prod(layout.grid) + layout.suffix
     if tokens is None:
