@@ -205,8 +205,8 @@ def find_stages(dry: DryRun) -> list[Location]:
     """The last layer of each resolution, in order; it ends with the layer of :func:`find_for_gradient`.
 
     :class:`camkit.PolyCAM` uses it to refine a coarse map by finer ones. Of nested modules the outermost is
-    taken, a whole stage rather than its last ReLU. Poolings are left out, and so is a resolution that only one
-    layer has, such as that of a first convolution with a stride.
+    taken, a whole stage rather than its last ReLU. Poolings are left out, and so is a resolution of only one
+    layer, such as that of a first convolution with a stride.
 
     Raises:
         ValueError: if the model has no spatial layer.
