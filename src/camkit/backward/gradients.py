@@ -71,9 +71,8 @@ def gradients(
 
 def _can_be_batched(scores: torch.Tensor) -> bool:
     """Whether every autograd node behind the scores is known to have a batched backward pass."""
-    if (
-        torch.is_anomaly_enabled()
-    ):  # anomaly mode reads the numbers of each gradient, which a batch does not allow
+    # Anomaly mode reads the numbers of every gradient, which batched gradients do not allow.
+    if torch.is_anomaly_enabled():
         return False
     nodes, seen = [scores.grad_fn], set()
     while nodes:
@@ -97,7 +96,8 @@ def gradients_by_each(scores: torch.Tensor, leaves: Sequence[torch.Tensor]) -> l
         leaves: the tensors, the input first.
 
     Returns:
-        For each tensor its gradients ``(N, K, ...)``, outside any graph; zeros for a score that does not depend on it.
+        For each tensor its gradients ``(N, K, ...)``, outside any graph; zeros for a score that does not
+        depend on it.
 
     Raises:
         ValueError: if a score does not depend on the input.

@@ -105,7 +105,7 @@ class Layout:
         if self.grid is None:
             return activation.movedim(1, self.channel_dim)
         tokens = activation.flatten(2).transpose(1, 2)
-        times = len(tokens) // len(original)
+        times = len(tokens) // len(original)  # M
         before = original[:, : self.prefix].repeat(times, 1, 1)
         after = original[:, self.prefix + tokens.shape[1] :].repeat(times, 1, 1)
         return torch.cat([before, tokens, after], 1)

@@ -99,6 +99,7 @@ def list_layers(model: nn.Module, input_shape: Sequence[int] = (3, 224, 224)) ->
     """
     model = unwrap(model)
     checks.lengths("input_shape", "positive lengths (C, H, W)", input_shape)
+    # Two images, so that the batch cannot be mistaken for a dimension of length one.
     dry = DryRun.of(model, (2, *input_shape))
     modules = dict(model.named_modules(remove_duplicate=False))
     found = []
@@ -121,8 +122,8 @@ def locate(dry: DryRun, name: str, layout: Layout | None = None) -> Location:
 
     Raises:
         ValueError: if the layer did not run exactly once, if its output is not one tensor with a row for each
-            image and a spatial size, if its tokens do not stand row by row, or if its output does not fit
-            ``layout``.
+            image and a spatial size, if that can be read in two ways, if its tokens do not stand row by row, or
+            if its output does not fit ``layout``.
     """
     values = dry.trace.outputs_of(name)
     require_one_run(name, len(values))
@@ -187,11 +188,12 @@ def _require_fit(layout: Layout, name: str, shape: tuple[int, ...], dims: int) -
 
 
 def nearest_location(dry: DryRun, value: int) -> Location:
-    """The location of the layer that outputs ``value``, or of the nearest layer on the way back to one.
+    """The location of the layer that outputs ``value``, or of the nearest layer before it.
 
-    The way back leads through functions of a single activation that no module outputs: activation functions
-    (DenseNet's last ReLU), poolings, reshapes, resizes and indexing. The activation functions become
-    :attr:`Location.activations`; all the others are left to :attr:`Location.after`.
+    Some values are the output of no module, such as the result of DenseNet's last ReLU. From these the search
+    walks back through activation functions, poolings, reshapes, resizes and indexing to a layer. The activation
+    functions on the way become :attr:`Location.activations`; the other functions are left to
+    :attr:`Location.after`.
 
     Args:
         dry: the dry run.
@@ -205,6 +207,7 @@ def nearest_location(dry: DryRun, value: int) -> Location:
     activations: list[Operation] = []
     while True:
         name = trace.layer_of(value)
+        # The output of a layer that runs twice cannot be taken, so the search goes on past such a layer.
         if name is not None and is_only_output_of_a_layer(dry, value):
             return _make_location(dry, name, value, tuple(reversed(activations)))
         operation = trace.producer(value)
@@ -224,7 +227,7 @@ def nearest_location(dry: DryRun, value: int) -> Location:
 
 
 def is_only_output_of_a_layer(dry: DryRun, value: int) -> bool:
-    """Whether some layer ran once, output ``value`` alone, and has a layout.
+    """Whether ``value`` has a layout and is the output of a layer that ran once.
 
     Raises:
         ValueError: if the value can be read in two ways.
@@ -235,8 +238,8 @@ def is_only_output_of_a_layer(dry: DryRun, value: int) -> bool:
 
 
 def _can_be_walked_through(operation: Operation) -> bool:
-    """Whether a layer may be looked for before this operation."""
+    """Whether :func:`nearest_location` may go on to the input of an operation."""
     if operation.name in ACTIVATIONS:
-        # The function is applied again outside the model, where a weight such as PReLU's would be missing.
+        # camkit applies the function again on its own, where a weight such as PReLU's would be missing.
         return len(operation.inputs) == 1
     return operation.name in POOLINGS | RESHAPES | RESIZES | {"getitem"}
