@@ -122,8 +122,8 @@ def locate(dry: DryRun, name: str, layout: Layout | None = None) -> Location:
 
     Raises:
         ValueError: if the layer did not run exactly once, if its output is not one tensor with a row for each
-            image and a spatial size, if that can be read in two ways, if its tokens do not stand row by row, or
-            if its output does not fit ``layout``.
+            image and a spatial size, if it can be read in two ways, if its tokens do not stand row by row, or
+            if it does not fit ``layout``.
     """
     values = dry.trace.outputs_of(name)
     require_one_run(name, len(values))
@@ -191,8 +191,8 @@ def nearest_location(dry: DryRun, value: int) -> Location:
     """The location of the layer that outputs ``value``, or of the nearest layer before it.
 
     Some values are the output of no module, such as the result of DenseNet's last ReLU. From these the search
-    walks back through activation functions, poolings, reshapes, resizes and indexing to a layer. The activation
-    functions on the way become :attr:`Location.activations`; the other functions are left to
+    walks back to a layer through activation functions, poolings, reshapes, resizes and indexing. The
+    activation functions on the way become :attr:`Location.activations`; the other functions are left to
     :attr:`Location.after`.
 
     Args:
