@@ -75,8 +75,7 @@ def _in_each_dimension(*stems: str) -> frozenset[str]:
     return frozenset(f"{stem}{d}d" for stem in stems for d in (1, 2, 3))
 
 
-# Sets of functions
-# -------------------------------------------------------------------------------------------
+# Sets of functions ------------------------------------------------------------------------------------------
 
 #: ReLUs: their derivative is 1 or 0. torch computes ``nn.ReLU6`` as a hardtanh.
 RELUS = frozenset({"relu", "relu6", "hardtanh"})
@@ -138,8 +137,7 @@ KEEP_RELEVANCE = MOVES | _DROPOUTS | _CASTS | MAX_POOLINGS
 PASS_RELEVANCE = _KEEP_ZERO | {"batch_norm"}
 
 
-# Intercepted calls
-# -------------------------------------------------------------------------------------------
+# Intercepted calls ------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -225,7 +223,7 @@ class Activation(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Returns the function of ``x``, of any shape, with the same shape."""
-        # A few activation functions are not in torch itself, but only in torch.nn.functional.
+        # Some activation functions, such as gelu, are in torch.nn.functional only.
         function = getattr(torch, self.name, None) or getattr(F, self.name)
         result: torch.Tensor = function(x, *self.args, **self.kwargs)
         return result

@@ -146,9 +146,8 @@ def resize(maps: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
     """Resizes maps by linear interpolation between the centres of positions (``align_corners=False``).
 
     Args:
-        maps: shape ``(..., *spatial)``, with as many spatial dimensions as ``size`` has entries: one to
-        three.
-        size: the new spatial size.
+        maps: shape ``(..., *spatial)``, with as many spatial dimensions as ``size`` has entries.
+        size: the new spatial size, of one to three dimensions.
 
     Returns:
         Maps ``(..., *size)``; ``maps`` itself if it has that size.
