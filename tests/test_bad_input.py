@@ -301,8 +301,7 @@ MODELS = [
         quantized,
         TypeError,
         "model: expected layers of floats, got Quantize '0' of a quantized model; camkit.EigenCAM, ScoreCAM "
-        "and "
-        "others that look at activations and outputs only explain it",
+        "and other methods that only read activations and outputs explain it",
     ),
     Row(
         "nothing spatial",
