@@ -434,9 +434,8 @@ LAYERS = [
         ["GradCAM", "AblationCAM", "LIFTCAM", "ShapleyCAM"],
         Transformer,
         ValueError,
-        "layer: expected a layer whose positions reach the score, got 'blocks.1', of which only the tokens "
-        "beside "
-        "the grid do; an earlier one serves",
+        "layer: expected a layer whose positions reach the score, got 'blocks.1', where only tokens outside "
+        "the grid reach it; name an earlier layer",
         {"layer": "blocks.1", "x": torch.rand(2, 3, 16, 12, generator=torch.Generator().manual_seed(1))},
     ),
     layout(
