@@ -56,13 +56,15 @@ class FullGrad(Method):
             with explaining_errors(self.model, inputs), BiasRecorder() as biases:
                 output = inputs.run(self.model, leaf)
             scores = Scores.of(target, output, len(images))
-            of_input, *of_biases = products(scores.rows, [(leaf, images), *biases.found])
+            of_input, *of_biases = gradient_times_factor(scores.rows, [(leaf, images), *biases.found])
         spatial = [of_input, *(p for p, is_map in zip(of_biases, biases.are_maps, strict=True) if is_map)]
         found = torch.stack([maps.resize(_rescaled(p), size).sum(2) for p in spatial]).sum(0)
         return Explanation.of(found, detach_all(output), scores, "", size)
 
 
-def products(scores: torch.Tensor, places: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> list[torch.Tensor]:
+def gradient_times_factor(
+    scores: torch.Tensor, places: Sequence[tuple[torch.Tensor, torch.Tensor]]
+) -> list[torch.Tensor]:
     """The gradient of the scores ``(N, K)`` by each place, times the factor of that place.
 
     Args:

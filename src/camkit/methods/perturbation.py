@@ -190,8 +190,9 @@ class SSCAM(MaskingInput):
     def masks(self, evidence: Evidence, activation: torch.Tensor, chunk: range) -> torch.Tensor:
         """Masks of the channels with noise."""
         channels, *size = activation.shape[1:]
-        noise = torch.stack([noise.normal(size, activation, self.seed, i) for i in chunk])
-        return to_masks(evidence, activation[:, [i % channels for i in chunk]] + self.std * noise)
+        added = [noise.normal(size, activation, self.seed, i) for i in chunk]
+        noisy = activation[:, [i % channels for i in chunk]] + self.std * torch.stack(added)
+        return to_masks(evidence, noisy)
 
 
 @dataclass(eq=False, kw_only=True)
