@@ -376,8 +376,7 @@ SPATIAL_LAYER = (
 TOKENS = "layout: expected an output (N, {}, C), and a grid of 2 dimensions for tokens {}, got "
 DIFFERENTIABLE = (
     "differentiable: expected False for {}, got True; methods with keeps_graph, such as camkit.GradCAM, "
-    "have maps to "
-    "train through"
+    "have maps you can backpropagate through"
 )
 
 
@@ -456,7 +455,7 @@ LAYERS = [
         "no layer",
         Plain,
         {"layout": "channels_first"},
-        "expected layer= with it, whose layout it is, got no layer",
+        "expected layer= too, which names the layer with this layout, got no layer",
         ValueError,
     ),
     layout(
@@ -594,7 +593,7 @@ TARGETS = [
         "no CAM of it",
         lambda y: y[:, 0],
         TypeError,
-        "classes, which are what CAM explains, got a function",
+        "classes, the only targets of CAM, got a function",
         ["CAM"],
     ),
     target("no tensor", lambda y: 3, TypeError, "a function that returns a tensor, got int"),

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 import camkit
 import reference
-from camkit.backward.gradients import gradient_times_factor
+from camkit.methods.fullgrad import gradient_times_factor
 from camkit.passes.biases import BiasRecorder
 from families import Block, Branching, Plain, Residual, Skip, Tokens, Transformer, build, tiny
 
