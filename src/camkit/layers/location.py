@@ -140,7 +140,7 @@ def _make_location(
     activations: tuple[Operation, ...] = (),
     layout: Layout | None = None,
 ) -> Location:
-    """The location of a layer whose output is ``value``; it raises what :func:`locate` does."""
+    """The location of a layer whose output is ``value``; it raises the errors of :func:`locate`."""
     trace = dry.trace
     shape = trace.shapes[value]
     if layout is not None:
