@@ -137,8 +137,8 @@ class FEM(Explainer):
         """Returns the raw maps ``(N, K, *spatial)``, which are the same for each score."""
         flat = evidence.activation.flatten(2)
         mean, deviation = flat.mean(2, keepdim=True), flat.std(2, correction=0, keepdim=True)
-        # Rounding can make the mean of equal numbers a little smaller than these. Without this test, a channel
-        # that is constant would be strong everywhere.
+        # Rounding can make the mean of equal numbers a little smaller than these. Without this test, a
+        # constant channel would then be strong everywhere.
         varies = flat.amax(2, keepdim=True) > flat.amin(2, keepdim=True)
         strong = (flat >= mean + self.sigmas * deviation) & varies
         found = (mean * strong).sum(1)

@@ -84,8 +84,10 @@ class RelevanceCAM(Explainer):
     with 1 at the target class and :math:`-1 / C` at every other. For targets other than classes it starts
     with the gradient of the score by the model's output. The map is signed.
 
-    The part of the model after the layer must consist of convolutions, linear layers, ReLUs, poolings and
-    sums. For the shared arguments, see :class:`camkit.Explainer`.
+    The part of the model after the layer must consist of convolutions, linear layers, poolings, sums, and
+    activation functions that map zero to zero, such as ReLU. Batch normalisation, factors that are constant,
+    and functions that only move or copy values are supported too. For the shared arguments, see
+    :class:`camkit.Explainer`.
 
     A call warns if the relevance that reaches the layer differs by more than 5 % from the relevance at the
     start.
