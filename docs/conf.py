@@ -63,7 +63,8 @@ class MethodTable(SphinxDirective):
         rows = ["* - method, paper\n  - map, passes\n  - gradient"]
         for name, method in camkit.METHODS.items():
             title = f"{{class}}`~camkit.{name}`\n\n    {method.paper}"
-            formula = "\n\n    ".join([*(f"${equation}$" for equation in equations_of(method)), method.passes])
+            lines = [*(f"${equation}$" for equation in equations_of(method)), method.passes]
+            formula = "\n\n    ".join(lines)
             rows.append(f"* - {title}\n  - {formula}\n  - {'yes' if method.needs_gradient else 'no'}")
         return self.parse_text_to_nodes("\n".join(["```{list-table}", ":header-rows: 1", "", *rows, "```"]))
 

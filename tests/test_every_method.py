@@ -1,6 +1,7 @@
 """What holds for every method of the registry."""
 
 import gc
+import inspect
 import random
 import re
 from pathlib import Path
@@ -67,7 +68,7 @@ def test_every_formula_defines_the_map_and_stands_once(name: str) -> None:
 @pytest.mark.parametrize("name", camkit.METHODS)
 def test_every_docstring_describes_the_arguments_of_its_method_alone(name: str) -> None:
     method = camkit.METHODS[name]
-    own = {key for key in vars(method).get("__annotations__", {}) if key != "fuse"}
+    own = inspect.get_annotations(method).keys() - {"fuse"}  # where it is a field, it is no argument
     text = (method.__doc__ or "").partition("Args:\n")[2].partition("\n\n")[0]
     assert set(re.findall(r"^ {8}(\w+):", text, re.MULTILINE)) == own
 

@@ -36,6 +36,7 @@ class EigenCAM(Explainer):
 
     def map(self, evidence: Evidence) -> torch.Tensor:
         """Returns the raw maps ``(N, K, *spatial)``, which are signed and the same for each score."""
+        # principal_map expects a dimension of K scores, as a gradient has it.
         activation = evidence.activation[:, None]
         return _repeat_for_scores(principal_map(activation, evidence.location.name), evidence)
 
@@ -101,7 +102,7 @@ class KPCACAM(Explainer):
 
 @dataclass(eq=False, kw_only=True)
 class FEM(Explainer):
-    r"""FEM: marks the positions where each channel is unusually strong, weighed by the channel's mean.
+    r"""FEM: marks the positions where each channel is unusually strong, weighted by the channel's mean.
 
     Here :math:`\mu_k` and :math:`\sigma_k` are the mean and the standard deviation of channel :math:`A^k`
     over the positions, s is the argument ``sigmas``, and the bracket is 1 where its condition holds, else 0.
@@ -116,7 +117,7 @@ class FEM(Explainer):
         sigmas: number s of standard deviations above the mean from which a value is strong, at least 0.
 
     Departs from the paper: nothing, before the map is normalised. The FEM of pytorch-grad-cam has another
-    formula: it weighs the activation by each channel's share of strong positions.
+    formula: it weights the activation by each channel's share of strong positions.
 
     References:
         Fuad et al., *Features Understanding in 3D CNNs for Actions Recognition in Video*, IPTA 2020.
@@ -137,8 +138,8 @@ class FEM(Explainer):
         """Returns the raw maps ``(N, K, *spatial)``, which are the same for each score."""
         flat = evidence.activation.flatten(2)
         mean, deviation = flat.mean(2, keepdim=True), flat.std(2, correction=0, keepdim=True)
-        # Rounding can make the mean of equal numbers a little smaller than these. Without this test, a channel
-        # that is constant would be strong everywhere.
+        # Rounding can make the mean of equal numbers a little smaller than these. Without this test, a
+        # constant channel would then be strong everywhere.
         varies = flat.amax(2, keepdim=True) > flat.amin(2, keepdim=True)
         strong = (flat >= mean + self.sigmas * deviation) & varies
         found = (mean * strong).sum(1)
@@ -147,7 +148,7 @@ class FEM(Explainer):
 
 @dataclass(eq=False, kw_only=True)
 class RandomCAM(Explainer):
-    r"""Weighs the channels at random: the control that every comparison of methods needs.
+    r"""Weights the channels at random: the control that every comparison of methods needs.
 
     Here :math:`A^k` is channel k of the activation, and the weights are uniformly distributed between -1 and
     1. They are the same for every image. The map M is never negative, and the same for every target.

@@ -18,7 +18,7 @@ from camkit.passes.evidence import Evidence
 
 
 class CAM(Explainer):
-    r"""Class activation map: weighs each channel of the last activation by its weight in the linear layer.
+    r"""Class activation map: weights each channel of the last activation by its weight in the linear layer.
 
     Here :math:`A^k` is channel k of the activation before the pooling, :math:`w^c_k` the weight from channel
     k to class c in the linear layer, :math:`b^c` its bias, and :math:`y^c` the logit of the class.

@@ -18,11 +18,12 @@ from camkit.targets.binding import Scores, Target
 class FullGrad(Method):
     r"""FullGrad: adds up input times gradient and bias times gradient of every layer, at the input's size.
 
-    Here x is the input and :math:`g_x` the gradient of the score by it. The sum over l runs over all
-    convolutions and batch normalisations; :math:`b_l` is the bias of layer l, and :math:`g_l` the gradient of
-    the score by the layer's output. The bias of a batch normalisation is the total constant that it adds,
-    :math:`\beta - \gamma \mu / \sigma`. c counts the channels, :math:`\operatorname{minmax}` scales to [0, 1]
-    over all channels and positions, and up resizes to the size of the input.
+    Here x is the input and :math:`g_x` the gradient of the score with respect to it. The sum over l runs over
+    all convolutions and batch normalisations; :math:`b_l` is the bias of layer l, and :math:`g_l` the
+    gradient of the score with respect to the layer's output. The bias of a batch normalisation is the total
+    constant that it adds, :math:`\beta - \gamma \mu / \sigma`. c counts the channels,
+    :math:`\operatorname{minmax}` scales to [0, 1] over all channels and positions, and up resizes to the size
+    of the input.
 
     The map is never negative. In a network that is linear except for ReLUs and max pooling,
     :math:`\sum g_x \odot x + \sum_l \sum g_l \odot b_l` is the score, if l runs over the linear layers too.
@@ -67,7 +68,7 @@ class FullGrad(Method):
 def gradient_times_factor(
     scores: torch.Tensor, places: Sequence[tuple[torch.Tensor, torch.Tensor]]
 ) -> list[torch.Tensor]:
-    """Returns the gradient of each score by each place, times the factor of that place.
+    """Returns the gradient of each score with respect to each place, times the factor of that place.
 
     Args:
         scores: the scores, ``(N, K)``.

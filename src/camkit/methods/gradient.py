@@ -1,4 +1,4 @@
-"""Methods that weigh the activation by its gradient."""
+"""Methods that weight the activation by its gradient."""
 
 from dataclasses import dataclass
 
@@ -14,10 +14,10 @@ from camkit.passes.evidence import Evidence
 
 
 class GradCAM(Explainer):
-    r"""Grad-CAM: weighs each channel of the activation by its mean gradient.
+    r"""Grad-CAM: weights each channel of the activation by its mean gradient.
 
-    Here :math:`A^k` is channel k of the activation, :math:`g^k` the gradient of the score by it, i one of the
-    Z positions, and M the map.
+    Here :math:`A^k` is channel k of the activation, :math:`g^k` the gradient of the score with respect to it,
+    i one of the Z positions, and M the map.
 
     The model must be differentiable after the layer. For the shared arguments, see
     :class:`camkit.Explainer`.
@@ -46,15 +46,17 @@ class GradCAM(Explainer):
 
     def map(self, evidence: Evidence) -> torch.Tensor:
         """Returns the raw maps ``(N, K, *spatial)``, which are never negative."""
+        # The gradient is (N, K, C, *spatial). Flattening the positions serves signals and volumes as well.
         weights = evidence.gradient.flatten(3).mean(3)
         return weighted_sum(weights, evidence.activation).relu()
 
 
 class GradCAMPlusPlus(Explainer):
-    r"""Grad-CAM++: weighs each channel by its positive gradients, each with a coefficient of its own.
+    r"""Grad-CAM++: weights each channel by its positive gradients, each with a coefficient of its own.
 
-    Here :math:`A^k` is channel k of the activation, :math:`g^k` the gradient of the score by it, i and j are
-    positions, and M is the map. A coefficient :math:`\alpha^k_i` whose denominator is zero is zero.
+    Here :math:`A^k` is channel k of the activation, :math:`g^k` the gradient of the score with respect to it,
+    i and j are positions, and M is the map. A coefficient :math:`\alpha^k_i` whose denominator is zero is
+    zero.
 
     The model must be differentiable after the layer. For the shared arguments, see
     :class:`camkit.Explainer`.
@@ -99,8 +101,8 @@ class SmoothGradCAMPlusPlus(Explainer):
     r"""Smooth Grad-CAM++: Grad-CAM++ with derivatives averaged over noisy copies of the input.
 
     Here :math:`A^k` is channel k of the activation of the unchanged input x, :math:`g^k(x + \epsilon_m)` the
-    gradient of the score by the activation of a noisy copy, i and j are positions, and M is the map. A
-    coefficient :math:`\alpha^k_i` whose denominator is zero is zero.
+    gradient of the score with respect to the activation of a noisy copy, i and j are positions, and M is the
+    map. A coefficient :math:`\alpha^k_i` whose denominator is zero is zero.
 
     The model must be differentiable after the layer. For the shared arguments, see
     :class:`camkit.Explainer`.
@@ -151,10 +153,10 @@ class SmoothGradCAMPlusPlus(Explainer):
 
 
 class XGradCAM(Explainer):
-    r"""XGrad-CAM: weighs each channel by its gradient, averaged in proportion to the activation.
+    r"""XGrad-CAM: weights each channel by its gradient, averaged in proportion to the activation.
 
-    Here :math:`A^k` is channel k of the activation, :math:`g^k` the gradient of the score by it, i and j are
-    positions, and M is the map. The weight of a channel whose activation sums to zero is zero.
+    Here :math:`A^k` is channel k of the activation, :math:`g^k` the gradient of the score with respect to it,
+    i and j are positions, and M is the map. The weight of a channel whose activation sums to zero is zero.
 
     The model must be differentiable after the layer. For the shared arguments, see
     :class:`camkit.Explainer`.
@@ -184,8 +186,8 @@ class XGradCAM(Explainer):
 class HiResCAM(Explainer):
     r"""HiResCAM: multiplies gradient and activation position by position, and adds up the channels.
 
-    Here :math:`A^k` is channel k of the activation, :math:`g^k` the gradient of the score by it, and M the
-    map.
+    Here :math:`A^k` is channel k of the activation, :math:`g^k` the gradient of the score with respect to it,
+    and M the map.
 
     The map is signed: negative values are evidence against the target. If the part of the model after the
     layer is one linear layer without a bias, the map sums to the score.
@@ -211,10 +213,10 @@ class HiResCAM(Explainer):
 
 
 class LayerCAM(Explainer):
-    r"""LayerCAM: weighs each position of each channel by its own positive gradient.
+    r"""LayerCAM: weights each position of each channel by its own positive gradient.
 
-    Here :math:`A^k` is channel k of the activation, :math:`g^k` the gradient of the score by it, and M the
-    map.
+    Here :math:`A^k` is channel k of the activation, :math:`g^k` the gradient of the score with respect to it,
+    and M the map.
 
     The method suits shallow layers too. With ``fuse="hierarchical"``, the maps of several layers are fused as
     in the paper.
@@ -243,8 +245,9 @@ class EigenGradCAM(Explainer):
     r"""Eigen-Grad-CAM: projects gradient times activation on its first principal direction.
 
     Here :math:`g \odot A` is a matrix with one row per position and one column per channel, the product of
-    the activation and the gradient of the score by it. :math:`v_1`, the first column of V, is its first right
-    singular vector. Its sign is chosen so that the map M agrees with HiResCAM's. The map is signed.
+    the activation and the gradient of the score with respect to it. :math:`v_1`, the first column of V, is
+    its first right singular vector. Its sign is chosen so that the map M agrees with HiResCAM's. The map is
+    signed.
 
     The model must be differentiable after the layer, and the layer must have at least two channels. For the
     shared arguments, see :class:`camkit.Explainer`.
@@ -269,11 +272,11 @@ class EigenGradCAM(Explainer):
 
 
 class ShapleyCAM(Explainer):
-    r"""ShapleyCAM: weighs each channel by its mean gradient, corrected for the curvature of the score.
+    r"""ShapleyCAM: weights each channel by its mean gradient, corrected for the curvature of the score.
 
-    Here :math:`A^k` is channel k of the activation, g the gradient of the score by the activation, H the
-    Hessian, i one of the Z positions, and M the map. If the part of the model after the layer is piecewise
-    linear, H is zero and the map is Grad-CAM's.
+    Here :math:`A^k` is channel k of the activation, g the gradient of the score with respect to the
+    activation, H the Hessian, i one of the Z positions, and M the map. If the part of the model after the
+    layer is piecewise linear, H is zero and the map is Grad-CAM's.
 
     The model must be twice differentiable after the layer. For the shared arguments, see
     :class:`camkit.Explainer`.
@@ -311,7 +314,7 @@ class ShapleyCAM(Explainer):
 
 
 def _hessian_product(gradient: torch.Tensor, leaf: torch.Tensor, vector: torch.Tensor) -> torch.Tensor:
-    """Returns the Hessian by ``leaf`` times ``vector``, from the gradient by ``leaf`` and its graph."""
+    """Returns the Hessian with respect to ``leaf`` times ``vector``, from the gradient and its graph."""
     product = None
     # A head without curvature leaves no graph from the gradient to the leaf. Its Hessian is zero.
     if gradient.requires_grad:

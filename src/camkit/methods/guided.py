@@ -46,11 +46,12 @@ class GuidedGradCAM(GradCAM):
         """Returns the raw maps ``(N, K, *size)`` at the size of the input, which are signed."""
         guided, _ = _guided_gradients(evidence.model, evidence.inputs, evidence.bound)
         grad_cam = evidence.resize(super().map(evidence))
+        # Grad-CAM's map is in single precision or better, also if the model and its gradients are not.
         return grad_cam * guided.sum(2).to(grad_cam)
 
 
 def guided_backprop(model: nn.Module, x: Input, target: Target = None) -> torch.Tensor:
-    """Returns the gradient by the input, where every ReLU passes back only positive gradients.
+    """Returns the gradient with respect to the input, where ReLUs pass back only positive gradients.
 
     ReLU6 and hardtanh count as ReLUs. No part of the model is replaced, and the model is left exactly as it
     was found.
@@ -81,6 +82,7 @@ def guided_backprop(model: nn.Module, x: Input, target: Target = None) -> torch.
 def _guided_gradients(model: nn.Module, inputs: Inputs, target: Target | Bound) -> tuple[torch.Tensor, bool]:
     """Returns guided gradients ``(N, K, C, *size)``, and whether each image has a single target."""
     with torch.enable_grad():
+        # The gradient needs a leaf. It is a copy, so that the user's tensor is left unchanged.
         leaf = inputs.images.detach().clone().requires_grad_()
         rules = dict.fromkeys(RELUS, _pass_only_positive)
         with explaining_errors(model, inputs), Propagation(leaf, rules) as functions:

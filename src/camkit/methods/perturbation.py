@@ -99,6 +99,7 @@ class MaskingInput(Perturbing):
         activation = evidence.activation
         if self.channels is None or self.channels >= activation.shape[1]:
             return activation
+        # A channel that varies little adds about the same value at every position of the map.
         spread = activation.flatten(2).var(2, correction=0)
         chosen = spread.topk(self.channels, 1).indices.sort(1).values
         return torch.stack([image[rows] for image, rows in zip(activation, chosen, strict=True)])
@@ -125,6 +126,7 @@ class MaskingInput(Perturbing):
         x, probability = evidence.x, evidence.bound.with_formula(softmax)
 
         def rescore(chunk: range) -> torch.Tensor:
+            # Masks are in single precision or better. The model takes only images of the type of x.
             outputs = evidence.outputs_of_images(x * masks(chunk)[:, :, None].to(x))
             return torch.stack([probability(output).reshape(len(x), -1) for output in outputs])
 
@@ -133,7 +135,7 @@ class MaskingInput(Perturbing):
 
 
 class ScoreCAM(MaskingInput):
-    r"""Score-CAM: weighs each channel of the activation by the score of the input that the channel masks.
+    r"""Score-CAM: weights each channel of the activation by the score of the input that the channel masks.
 
     Here :math:`A^k` is channel k of the activation, x the input, and M the map. The mask :math:`H^k` is the
     channel, resized to the input (up) and scaled to [0, 1] (minmax). :math:`p_c` is the softmax probability
@@ -250,13 +252,14 @@ class ISCAM(MaskingInput):
     def masks(self, evidence: Evidence, activation: torch.Tensor, chunk: range) -> torch.Tensor:
         """Returns masks ``(M, N, *size)`` of the channels, scaled by the step."""
         whole = super().masks(evidence, activation, chunk)
+        # Numbers below C are the first step, from C to 2C - 1 the second, and so on.
         channels = activation.shape[1]
         steps = whole.new_tensor([(i // channels + 1) / self.samples for i in chunk])
         return whole * steps.reshape(-1, *[1] * (whole.ndim - 1))
 
 
 class AblationCAM(Perturbing):
-    r"""Ablation-CAM: weighs each channel of the activation by the share of the score that is lost without it.
+    r"""Ablation-CAM: weights each channel of the activation by the share of the score lost without it.
 
     Here :math:`A^k` is channel k of the activation, y the score, :math:`y_k` the score with channel k set to
     zero, and M the map. Tokens outside the grid are left unchanged. If the score itself is zero, all weights
@@ -366,6 +369,7 @@ class PolyCAM(MaskingInput):
         def lost(chunk: range) -> torch.Tensor:
             return 1 - self.masks(evidence, activation, chunk)
 
+        # No pass is run for the part that the weights leave out.
         weights = torch.zeros_like(evidence.scores)[:, :, None]
         if self.weights != "-":
             weights = weights + self.masked_scores(evidence, channels, kept)

@@ -15,7 +15,7 @@ _TOLERANCE = 0.05
 
 
 class LIFTCAM(Explainer):
-    r"""LIFT-CAM: weighs each channel of the activation by its DeepLIFT contribution to the score.
+    r"""LIFT-CAM: weights each channel of the activation by its DeepLIFT contribution to the score.
 
     Here :math:`A^k` is channel k of the activation and :math:`m^k` its multipliers by DeepLIFT's rescale
     rule, from an activation of zeros to this one. i is a position, and M is the map. The weight
@@ -77,15 +77,17 @@ def contributions(evidence: Evidence) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 class RelevanceCAM(Explainer):
-    r"""Relevance-CAM: weighs each channel of the activation by its mean relevance, at any depth.
+    r"""Relevance-CAM: weights each channel of the activation by its mean relevance, at any depth.
 
     Here :math:`A^k` is channel k of the activation, i one of the Z positions, and M the map. R is the
     relevance of the activation by layer-wise relevance propagation. With C classes, the propagation starts
     with 1 at the target class and :math:`-1 / C` at every other. For targets other than classes it starts
-    with the gradient of the score by the model's output. The map is signed.
+    with the gradient of the score with respect to the model's output. The map is signed.
 
-    The part of the model after the layer must consist of convolutions, linear layers, ReLUs, poolings and
-    sums. For the shared arguments, see :class:`camkit.Explainer`.
+    The part of the model after the layer must consist of convolutions, linear layers, poolings, sums, and
+    activation functions that map zero to zero, such as ReLU. Batch normalisation, factors that are constant,
+    and functions that only move or copy values are supported too. For the shared arguments, see
+    :class:`camkit.Explainer`.
 
     A call warns if the relevance that reaches the layer differs by more than 5 % from the relevance at the
     start.
@@ -129,7 +131,7 @@ class RelevanceCAM(Explainer):
 
 
 def _class_against_others(logits: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
-    """Returns scores ``(N, K)`` whose gradient by the logits is the start of Relevance-CAM.
+    """Returns scores ``(N, K)`` whose gradient with respect to the logits starts Relevance-CAM.
 
     Each score is the logit of the class, minus the sum of the other logits divided by the number of classes.
     """
