@@ -1,1 +1,1 @@
-"""A method over a whole data set."""
+"""Explaining a whole data set with one method."""

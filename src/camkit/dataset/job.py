@@ -1,19 +1,32 @@
-"""A method over a whole data set: maps in shards, written as they come, by one process or by many."""
+"""Explaining a whole data set: one process or several write the maps to a folder in shards."""
 
 import itertools
 import os
 from collections.abc import Callable, Iterable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from torch import distributed
 from torch.utils.data import DataLoader
 
 from camkit._tools import checks
-from camkit.dataset.files import HEATMAPS, MANIFEST, to_arrays, write_atomically, write_heatmaps
-from camkit.dataset.loader import check_arguments, load_batches, move_to_device, read_batch
+from camkit._tools.colormaps import TABLES
+from camkit.dataset.files import (
+    HEATMAPS,
+    MANIFEST,
+    Arrays,
+    batch_to_arrays,
+    require_alike,
+    write_heatmaps,
+    write_shard,
+)
+from camkit.dataset.loader import (
+    READ,
+    loader_with_batches,
+    move_to_device,
+    read_batch,
+    require_sequential,
+)
 from camkit.dataset.manifest import make_manifest
 from camkit.dataset.processes import agree_on_shards, process_group
 from camkit.methods.base import Method, require_method
@@ -32,47 +45,50 @@ def explain_dataset(
     shard_size: int = 1024,
     progress: Callable[[Iterable[Any]], Iterable[Any]] | None = None,
 ) -> Path:
-    """Explains every item of a data set, and writes the maps to a folder as they come.
+    """Explains every item of a data set and writes the maps to a folder.
 
-    A job that was stopped, at whatever moment and by whatever, goes on where it was when it is started again,
-    and ends with the same files, byte for byte if the data set gives the same items and the method the same
-    maps. No file under its final name is ever half-written. Under ``torchrun``, or in a process group of
-    ``torch.distributed``, each process takes its share of what is still to do, on one machine or on several
-    with one file system; their number may change from start to start.
+    A job that was stopped in any way, at any moment, continues where it was when you start it again. It ends
+    with the same files, byte for byte if the data set returns the same items and the method the same maps.
+    No file under its final name is ever incomplete. Under ``torchrun``, or in a process group of
+    ``torch.distributed``, each process takes its share of the missing shards. The processes may run on
+    several machines with one file system, and their number may change between starts.
 
     The folder then holds
 
-    - ``shard-00000.npz``, ...: for each ``shard_size`` items of the data set ``index`` ``(n,)``, ``maps``
-      ``(n, h, w)`` or ``(n, K, h, w)``, raw, in single precision or better, and ``classes`` ``(n,)`` or
-      ``(n, K)`` if the target is about classes; :func:`numpy.load` reads it;
-    - ``heatmaps/00000000.png``, ... if there is a ``colormap``; of K maps ``00000000-0.png`` and so on;
-    - ``manifest.json``: what was explained by what, and the list of shards. A later start must agree with it.
-      What the items are, what ``read`` makes of them, and the settings of methods and views whose ``repr``
-      does not show them, it does not know: another job needs another folder.
+    - ``shard-00000.npz``, ...: one file for each ``shard_size`` items, to be read by :func:`numpy.load`. It
+      holds ``index`` ``(n,)``, the numbers of the items; ``maps`` ``(n, h, w)`` or ``(n, K, h, w)``, raw, in
+      single precision or better; and, if the target is about classes, ``classes`` ``(n,)`` or ``(n, K)``;
+    - ``heatmaps/00000000.png``, ... if ``colormap`` is given; for K maps per item ``00000000-0.png`` and so
+      on;
+    - ``manifest.json``: a description of the job, and the list of shards. A later start must agree with it.
+      It does not know the content of the items, the function ``read``, or settings of methods and views that
+      their ``repr`` does not show. Use another folder when one of these changes.
 
     Args:
-        method: any method, such as ``camkit.GradCAM(model)``; also :class:`camkit.Smoothed`.
-        loader: gives the items of a data set in their order, with a ``batch_size``. Only what is still to do
-            is loaded, with the loader's settings; no batch reaches over the end of a shard.
-        folder: where to write; made if it is not there.
-        read: from a batch of the loader to ``(x, target)``, as the method takes them; ``x`` is then moved to
-            the model's device. If not given: the batch itself where it is a tensor or a dict, the first item
-            of a list or tuple (the images of images and labels); and the predicted classes.
-        colormap: writes each heatmap, too, at the input's size in these colours: see :func:`overlay`. With
-            ``"gray"`` a pixel is the number, 255 for 1.
-        shard_size: number of items in one file. The maps of so many are held in memory.
-        progress: shows how far the first process got, in batches: a function that wraps an iterable with a
-            length, such as ``tqdm.tqdm``.
+        method: any method, such as ``camkit.GradCAM(model)`` or a :class:`camkit.Smoothed` one.
+        loader: a ``DataLoader`` over a data set with indices, in the order of the data set and with a
+            ``batch_size``. Only the items of missing shards are loaded, with the settings of the loader. No
+            batch crosses the end of a shard.
+        folder: the folder to write to; it is made if it does not exist.
+        read: a function from a batch of the loader to ``(x, target)``, as the method takes them; ``x`` is
+            then moved to the device of the model. By default ``x`` is the batch itself if it is a tensor or
+            a dict, and its first item if it is a list or tuple, such as images and labels. The target is
+            then each image's predicted class.
+        colormap: also writes each heatmap at the size of the input, in these colours; see :func:`overlay`.
+            With ``"gray"`` a pixel is 255 times the value of the heatmap, rounded.
+        shard_size: number of items in one file. The maps of one shard are held in memory.
+        progress: a function that wraps an iterable with a length, such as ``tqdm.tqdm``, to show how many
+            batches the first process has done.
 
     Returns:
-        Path: of the manifest, which names all shards.
+        Path: the path of the manifest, which lists all shards.
 
     Raises:
-        ValueError: for a loader in another order than the data set's, without a batch size or without the
-            last batch; for a folder that another job wrote to; for maps of several sizes in one shard, or
-            other than one for each item; for heatmaps of what is no image; for processes with a folder each;
-            whatever else the method raises.
-        TypeError: for a method, a loader or a batch of another kind.
+        ValueError: for a loader that has another order than the data set, has no batch size or drops the
+            last batch; for a folder of another job, or one that the processes do not share; if a batch has
+            another number of maps than of items; if the maps of one shard differ in size, or only some have
+            classes; for a ``colormap`` if the inputs are not images; for the reasons of the method itself.
+        TypeError: for a method, a loader or a batch of the wrong type.
 
     Example:
         >>> import camkit, tempfile, torch, torchvision
@@ -84,44 +100,68 @@ def explain_dataset(
         'manifest.json'
     """
     model = _check_method(method).model
-    check_arguments(loader, read, colormap, shard_size, progress)
+    require_sequential(loader)
+    _check_options(read, colormap, shard_size, progress)
     device = next((t.device for t in itertools.chain(model.parameters(), model.buffers())), None)
     folder = Path(folder)
     manifest = make_manifest(method, model, loader, shard_size, colormap)
-    step, shards = manifest["batch_size"], manifest["shards"]
+    shards = manifest["shards"]
     with process_group() as group:
         rank, world = (0, 1) if group is None else (distributed.get_rank(), distributed.get_world_size())
         todo = agree_on_shards(folder, manifest, group)[rank::world]
-        ends = {n: shards[n]["first"] + shards[n]["count"] for n in todo}
-        batches = [
-            range(start, min(start + step, end))
-            for n, end in ends.items()
-            for start in range(shards[n]["first"], end, step)
-        ]
+        batches = [batch for n in todo for batch in _batches_of(shards[n], manifest["batch_size"])]
         shown = batches if progress is None or rank > 0 else progress(batches)
-        held: list[dict[str, np.ndarray[Any, Any]]] = []
-        for indices, given in zip(shown, load_batches(loader, batches), strict=True):
-            x, target = read_batch(given, read)
+        held: list[Arrays] = []  # the batches of the current shard
+        for indices, batch in zip(shown, loader_with_batches(loader, batches), strict=True):
+            x, target = read_batch(batch, read)
             explanation = method(x if device is None else move_to_device(x, device), target)
-            held.append(to_arrays(explanation, indices, held))
+            arrays = batch_to_arrays(explanation, indices)
+            if held:
+                require_alike(held[0], arrays, indices)
+            held.append(arrays)
+            # The heatmaps come before their shard: a shard that exists is never made again.
             if colormap is not None:
                 write_heatmaps(folder / HEATMAPS, explanation, indices, colormap)
             shard = shards[indices.start // shard_size]
             if indices.stop == shard["first"] + shard["count"]:
-                whole: dict[str, Any] = {
-                    key: np.concatenate([batch[key] for batch in held]) for key in held[0]
-                }
-                write_atomically(folder / shard["file"], partial(np.savez, **whole))
+                write_shard(folder / shard["file"], held)
                 held = []
+        # When this function returns in one process, the shards of all processes are there.
         if group is not None:
             distributed.barrier(group)
     return folder / MANIFEST
 
 
+def _batches_of(shard: dict[str, Any], batch_size: int) -> list[range]:
+    """The numbers of the items in each batch of a shard, whose last batch may be smaller."""
+    end = shard["first"] + shard["count"]
+    return [range(start, min(start + batch_size, end)) for start in range(shard["first"], end, batch_size)]
+
+
 def _check_method(method: object) -> Method:
-    found = require_method(method)
-    require_numbers(modules_of(found.model))
-    # A differentiable method runs in the model's own mode; in training mode, maps depend on the other images.
-    if found.differentiable:
+    """``method``, if it is one that can explain a data set.
+
+    Raises:
+        TypeError: if it is not a method.
+        ValueError: if it is differentiable, or if its model has no weights yet.
+    """
+    checked = require_method(method)
+    require_numbers(modules_of(checked.model))
+    # A differentiable method runs the model in its own mode. In training mode the map of an image depends on
+    # the other images of its batch.
+    if checked.differentiable:
         raise ValueError(checks.error_message("method", "one with differentiable=False", "True"))
-    return found
+    return checked
+
+
+def _check_options(read: object, colormap: object, shard_size: object, progress: object) -> None:
+    """Raises a ``TypeError`` or ``ValueError`` for an option that :func:`explain_dataset` cannot take."""
+    for name, function, expected in (
+        ("read", read, READ),
+        ("progress", progress, "a function that wraps an iterable, such as tqdm.tqdm"),
+    ):
+        if function is not None and not callable(function):
+            raise TypeError(checks.error_message(name, expected, type(function).__name__))
+    if colormap is not None:
+        checks.one_of("colormap", colormap, TABLES)
+    checks.positive("shard_size", shard_size)

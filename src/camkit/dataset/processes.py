@@ -1,4 +1,4 @@
-"""The processes that share a job."""
+"""The processes that share a job: finding each other, and agreeing on the shards to write."""
 
 import datetime
 import os
@@ -12,61 +12,71 @@ from typing import Any
 from torch import distributed
 
 from camkit._tools import checks
-from camkit.dataset.files import MANIFEST, PART
-from camkit.dataset.manifest import prepare_folder, require_equal
+from camkit.dataset.files import MANIFEST, partial_file
+from camkit.dataset.manifest import prepare_folder, require_equal_manifests
 
-# Ranks wait for the slowest of them, however long it takes; one that dies breaks the connection.
+# Ranks that are done wait for the slowest one, which may take days. A rank that dies still ends their wait,
+# because its connection breaks.
 _TIMEOUT = datetime.timedelta(days=30)
 
 
 @contextmanager
 def process_group() -> Iterator["distributed.ProcessGroup | None"]:
-    """The processes that share the job: a group of its own, on the CPU, for this time; none for one process.
+    """Connects the processes that share the job while its ``with`` block runs.
 
-    A group on GPUs would send what is agreed on by way of them, and give up on slow ranks too soon.
+    The group is a new one on the CPU. A group that the caller has may be one on GPUs: it would send our
+    messages through the GPUs, and its timeout would be too short for slow ranks.
+
+    Yields:
+        The process group; ``None`` if this process is alone.
     """
     if not distributed.is_available():
         yield None
         return
-    ours = not distributed.is_initialized()
-    if ours and int(os.environ.get("WORLD_SIZE", "1")) > 1:  # as torchrun sets it
+    # If the caller has initialised torch.distributed, only a group is added to it.
+    initialise = not distributed.is_initialized()
+    if initialise and int(os.environ.get("WORLD_SIZE", "1")) > 1:  # torchrun sets WORLD_SIZE
         from torch.distributed.rendezvous import rendezvous
 
         store, rank, world = next(rendezvous("env://", timeout=_TIMEOUT))
-        store = _new_store(store, rank, world)
+        store = _agree_on_new_store(store, rank, world)
         distributed.init_process_group("gloo", store=store, rank=rank, world_size=world, timeout=_TIMEOUT)
-    elif ours or distributed.get_world_size() == 1:
+    elif initialise or distributed.get_world_size() == 1:
         yield None
         return
-    group: Any = distributed.group.WORLD if ours else distributed.new_group(backend="gloo", timeout=_TIMEOUT)
+    group: Any = (
+        distributed.group.WORLD if initialise else distributed.new_group(backend="gloo", timeout=_TIMEOUT)
+    )
     try:
         yield group
     finally:
         distributed.destroy_process_group(group)
 
 
-def _new_store(store: Any, rank: int, world: int) -> Any:
-    """A part of a store that is new to all ranks.
+def _agree_on_new_store(store: Any, rank: int, world: int) -> Any:
+    """A part of ``store`` under a prefix that no earlier call has used, the same for all ranks.
 
-    torchrun keeps one for all starts of a job. What a rank that was killed, or the last call, left there is
-    taken for what the others are waiting for. So each rank asks by a name of its own, which is new, and the
-    first one answers with another until all have it.
+    torchrun keeps one store for all starts of a job. An entry that an earlier call or a killed rank left
+    there would be read as a new message. Therefore each rank makes up a name and asks for the prefix under
+    that name, and rank 0 answers each name until every rank has confirmed the prefix.
     """
     from torch.distributed.distributed_c10d import PrefixStore
 
     name = uuid.uuid4().hex
     if rank > 0:
         store.set(f"camkit/{rank}", name)
-        given = store.get(f"camkit/{name}").decode()
-        store.set(f"camkit/{given}/{rank}", "")
-        return PrefixStore(f"camkit/{given}", store)
-    waiting = set(range(1, world))
-    while waiting:
-        for other in sorted(waiting):
+        prefix = store.get(f"camkit/{name}").decode()  # waits for the answer of rank 0
+        store.set(f"camkit/{prefix}/{rank}", "")
+        return PrefixStore(f"camkit/{prefix}", store)
+    unconfirmed = set(range(1, world))
+    while unconfirmed:
+        for other in sorted(unconfirmed):
+            # The name may be one that a killed rank left. Then nobody reads this answer, and the next round
+            # answers the name of the rank that took its place.
             if store.check([f"camkit/{other}"]):
                 store.set(f"camkit/{store.get(f'camkit/{other}').decode()}", name)
             if store.check([f"camkit/{name}/{other}"]):
-                waiting.remove(other)
+                unconfirmed.remove(other)
         time.sleep(0.01)
     return PrefixStore(f"camkit/{name}", store)
 
@@ -74,28 +84,38 @@ def _new_store(store: Any, rank: int, world: int) -> Any:
 def agree_on_shards(
     folder: Path, manifest: dict[str, Any], group: "distributed.ProcessGroup | None"
 ) -> Sequence[int]:
-    """The numbers of the shards still to do, as the first rank found them; or its error, on every rank."""
+    """Prepares the folder in the first rank; returns the numbers of the missing shards in every rank.
+
+    Raises:
+        ValueError: if the processes have other methods, loaders or folders; if the folder belongs to another
+            job.
+        Exception: whatever the first rank raises when it prepares the folder, in every rank.
+    """
     if group is None:
         return prepare_folder(folder, manifest)
-    each: list[Any] = [None] * distributed.get_world_size()
-    distributed.all_gather_object(each, manifest, group)
-    for other in each:
-        require_equal("method, loader", "the same in every process", each[0], other)
-    found: list[Any] = [None]
+    from_each: list[Any] = [None] * distributed.get_world_size()
+    distributed.all_gather_object(from_each, manifest, group)
+    for other in from_each:
+        require_equal_manifests("method, loader", "the same in every process", from_each[0], other)
+    answer: list[Any] = [None]
     if distributed.get_rank() == 0:
         try:
-            found = [(prepare_folder(folder, manifest), f"{MANIFEST}.{uuid.uuid4().hex}.{PART}")]
-            (folder / found[0][1]).touch()
+            marker = partial_file(folder / MANIFEST)
+            answer = [(prepare_folder(folder, manifest), marker.name)]
+            marker.touch()
         except Exception as error:
-            found = [error]
-    distributed.broadcast_object_list(found, 0, group)
-    if isinstance(found[0], Exception):
-        raise found[0]
-    todo, name = found[0]
-    # On another machine the same path may be another folder, in which nobody would look for the shards.
-    distributed.all_gather_object(each, (folder / name).exists(), group)
-    (folder / name).unlink(missing_ok=True)
-    if not all(each):
-        got = f"another one in process {each.index(False)}"
+            # Send the error: the other ranks would wait for ever for an answer.
+            answer = [error]
+    distributed.broadcast_object_list(answer, 0, group)
+    if isinstance(answer[0], Exception):
+        raise answer[0]
+    todo: Sequence[int] = answer[0][0]
+    # On another machine the same path may be another folder, where nobody would look for the shards. So every
+    # rank looks for a file that the first rank made.
+    marker = folder / answer[0][1]
+    distributed.all_gather_object(from_each, marker.exists(), group)
+    marker.unlink(missing_ok=True)
+    if not all(from_each):
+        got = f"another one in process {from_each.index(False)}"
         raise ValueError(checks.error_message("folder", "one that all processes share", got))
-    return todo  # type: ignore[no-any-return]
+    return todo

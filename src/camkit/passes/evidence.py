@@ -182,7 +182,7 @@ class Evidence:
         return rows, self.location.layout.channels_first(rows).unflatten(0, (count, -1))
 
     def run(self, images: torch.Tensor) -> Any:
-        """The output of the model for other images ``(M * N, C, *size)``; other inputs are repeated M times."""
+        """The output of the model for images ``(M * N, C, *size)``; its other inputs are repeated M times."""
         return self.inputs.run(self.model, images)
 
     def outputs_of_images(self, images: torch.Tensor) -> list[Any]:
