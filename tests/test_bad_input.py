@@ -691,7 +691,12 @@ BY_NAME: list[tuple[Callable[[], object], type[Exception], str]] = [
         TypeError,
         METHOD + "<class 'camkit.GradCAM'>",
     ),
-    (lambda: camkit.Smoothed(Plain(), camkit.flip_views()), TypeError, METHOD + "Plain"),
+    (lambda: camkit.Smoothed(Plain(), camkit.flip_views()), TypeError, METHOD + "Plain"),  # type: ignore[arg-type]
+    (
+        lambda: camkit.Smoothed(lambda x, t: camkit.CAM(Plain())(x, t), camkit.flip_views()),  # type: ignore[arg-type]
+        TypeError,
+        METHOD + "function",
+    ),
     (
         lambda: camkit.Smoothed(camkit.GradCAM(Plain()), []),
         ValueError,

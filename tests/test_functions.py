@@ -1,7 +1,6 @@
 """One name for each torch function, and the gains of knowing every spelling."""
 
 import ast
-import operator
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -42,18 +41,18 @@ SPELLINGS: dict[str, list[Callable[[Tensor], Any]]] = {
     "add": [
         lambda x: x + 1,
         lambda x: 1 + x,
-        write(lambda x: operator.iadd(x, 1)),
+        write(lambda x: x.__iadd__(1)),
         write(lambda x: x.add_(1)),
         lambda x: torch.add(x, 1),
     ],
-    "sub": [lambda x: x - 1, write(lambda x: operator.isub(x, 1)), lambda x: torch.subtract(x, x)],
+    "sub": [lambda x: x - 1, write(lambda x: x.__isub__(1)), lambda x: torch.subtract(x, x)],
     "mul": [
         lambda x: x * 2,
         lambda x: 2 * x,
-        write(lambda x: operator.imul(x, 2)),
+        write(lambda x: x.__imul__(2)),
         lambda x: torch.multiply(x, x),
     ],
-    "div": [lambda x: x / 2, write(lambda x: operator.itruediv(x, 2)), lambda x: torch.true_divide(x, x)],
+    "div": [lambda x: x / 2, write(lambda x: x.__itruediv__(2)), lambda x: torch.true_divide(x, x)],
     "matmul": [lambda x: x @ SQUARE, torch.Tensor(SQUARE).__rmatmul__, lambda x: torch.matmul(x, SQUARE)],
     "cat": [
         lambda x: torch.cat([x, x]),
@@ -262,7 +261,8 @@ def reference_weights(head: nn.Module, features: Tensor) -> Tensor:
     maps = camkit.RelevanceCAM(head, layer="0")(features, target=1).maps.flatten(1)
     flat = features.flatten(2)
     # Each map is a weighted sum of channels; there are more positions than channels.
-    return torch.linalg.lstsq(flat.mT, maps[..., None]).solution[..., 0]
+    weights: Tensor = torch.linalg.lstsq(flat.mT, maps[..., None]).solution[..., 0]
+    return weights
 
 
 # Ways to put the channels of a transformer-like trunk last or first again.

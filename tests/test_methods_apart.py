@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 import camkit
 import reference
-from camkit.backward.gradients import gradient_times_factor
+from camkit.methods.fullgrad import products
 from camkit.passes.biases import BiasRecorder
 from families import Block, Branching, Plain, Residual, Skip, Tokens, Transformer, build, tiny
 
@@ -200,7 +200,7 @@ def test_gradients_by_input_and_biases_sum_to_the_score(name: str) -> None:
     with BiasRecorder() as biases:
         output = model(leaf)
     scores = output[:, [3, 5]]
-    found = gradient_times_factor(scores, [(leaf, x), *biases.found])
+    found = products(scores, [(leaf, x), *biases.found])
     total = sum(product.flatten(2).sum(2) for product in found)
     torch.testing.assert_close(total, scores.detach(), rtol=1e-8, atol=1e-8)
 

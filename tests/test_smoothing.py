@@ -8,7 +8,7 @@ from torch.nn import functional as F
 from torch.testing import assert_close
 
 import camkit
-from camkit import View, targets
+from camkit import Method, View, targets
 from families import Plain, tiny
 from fingerprint import fingerprint
 
@@ -86,12 +86,16 @@ def test_the_image_itself_settles_what_is_explained(target: Any, settled: Callab
 def test_one_call_more_for_each_view() -> None:
     seen: list[tuple[Tensor, Any]] = []
 
-    def method(x: Tensor, target: targets.Target) -> camkit.Explanation:
-        seen.append((x, target))
-        return camkit.Explanation(x[:, 0], x, "settled", "layer", (12, 10))
+    class Watched(Method):
+        """A method that keeps its calls."""
+
+        def explain(self, inputs: camkit.Inputs, target: targets.Target) -> camkit.Explanation:
+            x = inputs.images
+            seen.append((x, target))
+            return camkit.Explanation(x[:, 0], x, "settled", "layer", (12, 10))
 
     x = images()
-    explained = camkit.Smoothed(method, (FLIPPED, SMALLER, FLIPPED))(x, 2)
+    explained = camkit.Smoothed(Watched(tiny(Plain)), (FLIPPED, SMALLER, FLIPPED))(x, 2)
     assert [target for _, target in seen] == [2, "settled", "settled", "settled"]
     for (given, _), expected in zip(seen, [x, x.flip(-1), x[..., 2:, :] * 2, x.flip(-1)], strict=True):
         assert torch.equal(given, expected)
