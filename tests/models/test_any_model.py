@@ -113,68 +113,6 @@ def test_one_position_shows_nothing() -> None:
     )
 
 
-def test_the_user_says_how_a_layer_reads() -> None:
-    class Open(nn.Module):
-        """Of one input size, and with as many channels as rows."""
-
-        def __init__(self, last: bool) -> None:
-            super().__init__()
-            self.conv, self.mix, self.fc = nn.Conv2d(3, 6, 4, stride=4), nn.Identity(), nn.Linear(216, 4)
-            self.last = last
-
-        def forward(self, x: Tensor) -> Tensor:
-            if x.shape[2:] != (24, 24):
-                raise RuntimeError("another size")
-            f = self.conv(x)
-            f = f.permute(0, 2, 3, 1).contiguous() if self.last else f.flip(1)
-            return self.fc(self.mix(f).flatten(1))  # type: ignore[no-any-return]
-
-    x = torch.rand(2, 3, 24, 24)
-    for last, layout in ((True, "channels_last"), (False, "channels_first")):
-        model = Open(last)
-        message = (
-            r"^layer: expected an output whose channels can be told .* NCHW and as NHWC; layout= says which$"
-        )
-        with pytest.raises(ValueError, match=message):
-            camkit.GradCAM(model, "mix")(x)
-        found = camkit.EigenCAM(model, "mix", layout=layout)(x)
-        expected = camkit.EigenCAM(model, "conv")(x)  # of the same channels, perhaps in another order
-        torch.testing.assert_close(found.maps, expected.maps, rtol=1e-4, atol=1e-4)
-        tokens = camkit.Layout(-1, grid=(6, 6))
-        with pytest.raises(
-            ValueError, match=r"^layout: expected an output \(N, 36, C\), and a grid of 2 dimensions"
-        ):
-            camkit.GradCAM(model, "mix", layout=tokens)(x)
-
-
-class Windows(nn.Module):
-    """Tokens that stand window by window, and a norm over them."""
-
-    def __init__(self, unrolled: bool) -> None:
-        super().__init__()
-        self.patches, self.norm, self.fc = nn.Conv2d(3, 6, 4, stride=4), nn.LayerNorm(6), nn.Linear(6, 4)
-        self.unrolled = unrolled
-
-    def forward(self, x: Tensor) -> Tensor:
-        f = self.patches(x)
-        if self.unrolled:
-            n, c, h, w = f.shape
-            f = f.reshape(n, c, h // 2, 2, w // 2, 2).permute(0, 2, 4, 3, 5, 1).reshape(n, h * w, c)
-        else:
-            f = f.flatten(2).transpose(1, 2)
-        return self.fc(self.norm(f + 1).mean(1))  # type: ignore[no-any-return]
-
-
-def test_tokens_in_another_order_are_refused() -> None:
-    x = torch.rand(1, 3, 32, 48)
-    assert camkit.GradCAM(Windows(False), "norm")(x).maps.shape == (1, 8, 12)
-    message = (
-        "^layer: expected a layer whose tokens stand row by row, got 'norm', where they stand in another"
-    )
-    with pytest.raises(ValueError, match=message):
-        camkit.GradCAM(Windows(True), "norm")(x)
-
-
 def test_volumes_have_a_stride_of_their_own_in_time() -> None:
     class Clip(nn.Module):
         def __init__(self) -> None:
@@ -195,23 +133,3 @@ def test_volumes_have_a_stride_of_their_own_in_time() -> None:
     assert explained.layer == "norm"
     assert explained.maps.shape == (2, 4, 4, 5)
     assert explained.heatmaps().shape == (2, 8, 16, 20)
-
-
-def test_attention_weights_are_no_picture() -> None:
-    class Weights(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.patches, self.drop, self.fc = nn.Conv2d(3, 6, 4, stride=4), nn.Dropout(), nn.Linear(6, 4)
-            self.norm = nn.LayerNorm(6)
-
-        def forward(self, x: Tensor) -> Tensor:
-            f = self.norm(self.patches(x).flatten(2).transpose(1, 2))
-            weights = self.drop((f[:, None] @ f[:, None].mT).softmax(-1))
-            return self.fc((weights @ f[:, None]).mean((1, 2)))  # type: ignore[no-any-return]
-
-    model, x = Weights(), torch.rand(1, 3, 16, 16)
-    assert camkit.GradCAM(model)(x).layer == "norm"
-    with pytest.raises(
-        ValueError, match="^layer: expected a layer whose output has a spatial size, got 'drop'"
-    ):
-        camkit.GradCAM(model, "drop")(x)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import camkit
-from helpers.families import Skip, Transformer, tiny
+from helpers.families import Skip, tiny
 
 AGAIN = [camkit.AblationCAM, camkit.LIFTCAM, camkit.ShapleyCAM]
 lost = pytest.mark.filterwarnings("ignore:RelevanceCAM")
@@ -184,26 +184,6 @@ def test_half_precision_is_explained_like_single(name: str, dtype: torch.dtype) 
     assert found.maps.any()
     assert torch.isfinite(found.maps).all()
     assert difference.median() < 0.05, difference.median()
-
-
-def test_attention_outside_the_blocks() -> None:
-    class Stem(Transformer):
-        def __init__(self) -> None:
-            super().__init__()
-            self.stem = nn.MultiheadAttention(6, 2, batch_first=True)
-
-        def forward(self, x: Tensor) -> Tensor:
-            tokens = self.patches(x).flatten(2).transpose(1, 2)
-            tokens = tokens + self.stem(tokens, tokens, tokens)[0]
-            tokens = torch.cat([self.token.expand(len(x), -1, -1), tokens], 1)
-            for block in self.blocks:
-                tokens = block(tokens)
-            return self.head(self.norm(tokens)[:, 0])  # type: ignore[no-any-return]
-
-    model, x = tiny(Stem), torch.randn(2, 3, 16, 12).double()
-    found = camkit.LeGrad(model, ["blocks.0", "blocks.1"])(x, 1)
-    assert found.maps.shape == (2, 4, 3)
-    assert found.maps.any()
 
 
 def test_replay_inside_a_block_of_a_shared_relu() -> None:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.ao import quantization
 
 import camkit
-from camkit import Inputs, targets
+from camkit import targets
 from helpers.families import Branching, Digits, Plain, Skip, Transformer
 from helpers.fingerprint import fingerprint
 
@@ -748,12 +748,6 @@ def test_what_is_wrong_without_a_model(
     with pytest.raises(error) as raised:
         call()
     assert str(raised.value) == message
-
-
-def test_images_on_another_device() -> None:
-    """The meta device in the place of a GPU, below the calls, which refuse weights without numbers."""
-    with pytest.raises(ValueError, match=r"^x: expected images on meta, where the model is, got cpu$"):
-        Inputs(X).run(Plain().eval().to("meta"), X)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

@@ -9,7 +9,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import camkit
-from camkit import Inputs
 from helpers.families import Plain, Transformer, tiny
 
 # Guided Grad-CAM and LeGrad on networks of their own below; CAM explains one linear layer only.
@@ -104,18 +103,6 @@ def test_legrad_with_a_mask() -> None:
     plain.load_state_dict(model.state_dict())
     for method in (camkit.LeGrad, camkit.GradCAM):
         torch.testing.assert_close(method(model)((x, mask), 1).maps, method(plain)(x * mask, 1).maps)
-
-
-def test_the_images_are_the_first_floats_with_a_spatial_size() -> None:
-    x, mask, numbers = torch.rand(2, 3, 8, 8), torch.ones(2, 8, 8, dtype=torch.bool), torch.rand(2, 5)
-    assert Inputs.of((numbers, mask, x, x + 1)).images is x
-    assert Inputs.of({"numbers": numbers, "x": x}).place == "x"
-    held = Inputs.of((x, numbers, mask, None)).with_images(torch.rand(5, 3, 8, 8))
-    assert [None if t is None else len(t) for t in held] == [5, 5, 5, None]
-    assert torch.equal(held[1], numbers[[0, 1, 0, 1, 0]])
-    larger = Inputs.of((x, mask)).with_images(torch.rand(2, 3, 9, 11))
-    assert larger[1].shape == (2, 9, 11)
-    assert larger[1].dtype == torch.bool
 
 
 def test_other_inputs_change_the_way() -> None:

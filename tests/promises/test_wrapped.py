@@ -121,13 +121,3 @@ def test_it_is_compiled_again_afterwards() -> None:
     assert len(ran) == before
     wrapped(X)
     assert len(ran) > before
-
-
-@pytest.mark.filterwarnings("ignore:`torch.jit")
-def test_what_does_not_run_in_python() -> None:
-    message = "^model: expected a module that runs in Python, got a .* of torch.jit; explain the module that"
-    scripted: Any = torch.jit.script(tiny(Plain))
-    traced: Any = torch.jit.trace(tiny(Plain), X)
-    for model in (scripted, traced):
-        with pytest.raises(TypeError, match=message):
-            camkit.GradCAM(model)

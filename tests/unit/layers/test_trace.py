@@ -1,10 +1,11 @@
+"""The record of a dry run: values, operations and the modules that ran them."""
+
 import threading
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from camkit.layers.trace import record
-from camkit.model.standin import skeleton
 from helpers.fingerprint import fingerprint
 
 
@@ -37,34 +38,6 @@ def test_a_dry_run_leaves_the_model_alone() -> None:
     before = fingerprint(model)
     record(model, (2, 3, 8, 8))
     assert fingerprint(model) == before
-
-
-def test_a_skeleton_is_new_modules_on_meta_that_share_what_they_share() -> None:
-    block = nn.Linear(3, 3)
-    model = nn.Sequential(block, block, nn.Linear(3, 3))
-    model[2].weight = block.weight
-    copy = skeleton(model)
-    assert isinstance(copy, nn.Sequential)
-    assert copy[0] is copy[1]
-    assert copy[0] is not block
-    assert copy[0].weight is copy[2].weight
-    assert {p.device.type for p in copy.parameters()} == {"meta"}
-    assert {p.device.type for p in model.parameters()} == {"cpu"}
-
-
-def test_a_skeleton_follows_methods_and_lists_that_hold_modules() -> None:
-    class Odd(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.conv = nn.Conv2d(1, 2, 3)
-            self.plain_list = [self.conv]
-            self.forward = self.run
-
-        def run(self, x: Tensor) -> Tensor:
-            return self.plain_list[0](x)  # type: ignore[no-any-return]
-
-    trace = record(Odd(), (2, 1, 5, 5))
-    assert trace.shapes[trace.output] == (2, 2, 3, 3)
 
 
 def test_between_and_ancestors_follow_values_and_not_time() -> None:
