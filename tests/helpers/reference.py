@@ -35,6 +35,11 @@ def activation_and_gradient(
     return activation, gradient
 
 
+def activation_at(model: nn.Module, layer: str, image: Tensor) -> Tensor:
+    """One image's activation in the layer's own layout, without the batch."""
+    return activation_and_gradient(model, layer, image, lambda y: y.sum())[0]
+
+
 def nchw(tensor: Tensor, kind: str, grid: tuple[int, int] | None = None) -> Tensor:
     """``(C, h, w)`` of one image's tensor in NCHW, NHWC or tokens with one class token, by indexing."""
     if kind == "NCHW":
@@ -305,6 +310,11 @@ def relevance_of_mean(x: Tensor, relevance: Tensor) -> Tensor:
             for i, j in positions(x):
                 result[k, i, j] = x[k, i, j] / x[k].sum() * relevance[k]
     return result
+
+
+def relevance_of_pooled(a: Tensor, fc: nn.Linear, relevance: Tensor) -> Tensor:
+    """Through a linear layer and global average pooling: ``a`` is the ``(C, h, w)`` that was pooled."""
+    return relevance_of_mean(a, relevance_of_linear(a.mean((1, 2)), fc.weight.detach(), relevance))
 
 
 def relevance_of_pool(x: Tensor, relevance: Tensor, *, winner: bool) -> Tensor:

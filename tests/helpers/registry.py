@@ -2,10 +2,11 @@
 
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 import camkit
-from helpers.families import NARROW
+from helpers.families import NARROW, Plain, Transformer
 
 FEW: dict[str, dict[str, Any]] = {
     "SmoothGradCAMPlusPlus": {"samples": 2},
@@ -30,3 +31,17 @@ def explainer(name: str, family: str, model: nn.Module) -> Any:
     if name in A_PASS_A_CHANNEL:
         return make(name, model, NARROW[family].layer, chunk_size=8)
     return make(name, model)
+
+
+SHAPES: dict[type[nn.Module], tuple[int, ...]] = {Plain: (3, 12, 10), Transformer: (3, 16, 12)}
+
+
+def network(name: str) -> type[nn.Module]:
+    """A tiny network that a method explains."""
+    return Transformer if name == "LeGrad" else Plain
+
+
+def images(name: str, count: int, seed: int = 0) -> Tensor:
+    """A batch for the tiny network of a method, in float64."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(count, *SHAPES[network(name)], generator=generator).double()

@@ -14,24 +14,14 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import camkit
-from camkit import maps
-from helpers.families import Plain, Residual, Skip, Transformer, tiny
+from helpers.families import Plain, Residual, Transformer, tiny
 from helpers.fingerprint import bits, hooks_of, process
-from helpers.registry import make
+from helpers.registry import images, make, network
 
 SHAPES: dict[type[nn.Module], tuple[int, ...]] = {Plain: (3, 12, 10), Transformer: (3, 16, 12)}
 SEEDED = [name for name, method in camkit.METHODS.items() if hasattr(method, "seed")]
 # Of one layer: all but those that look at several by themselves.
 ONE_LAYER = [name for name in camkit.METHODS if name not in ("FullGrad", "LeGrad", "PolyCAM", "CAM")]
-
-
-def network(name: str) -> type[nn.Module]:
-    return Transformer if name == "LeGrad" else Plain
-
-
-def images(name: str, count: int, seed: int = 0) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(count, *SHAPES[network(name)], generator=generator).double()
 
 
 def test_the_registry_names_every_method() -> None:
@@ -218,51 +208,6 @@ def test_a_layer_without_a_grid_is_named(name: str) -> None:
         make(name, Plain(), "fc")(images(name, 1).float())
 
 
-@pytest.mark.parametrize("name", ["EigenCAM", "KPCACAM", "EigenGradCAM"])
-def test_one_channel_has_no_principal_direction(name: str) -> None:
-    model = nn.Sequential(nn.Conv2d(3, 1, 3), nn.ReLU(), nn.Flatten(), nn.Linear(80, 2))
-    with pytest.raises(
-        ValueError, match="^layer: expected a layer with two channels or more, got '1', which has 1$"
-    ):
-        make(name, model)(torch.rand(1, 3, 12, 10))
-
-
-@pytest.mark.parametrize("name", ["ScoreCAM", "SSCAM", "ISCAM", "AblationCAM", "PolyCAM"])
-def test_the_size_of_a_chunk_bounds_a_pass_and_changes_nothing(name: str) -> None:
-    model, x = tiny(Plain), images(name, 2)
-    nn.init.ones_(model.get_parameter("features.4.bias"))  # no channel is zero
-    seen: list[int] = []
-    forward = model.fc.forward
-
-    def counted(pooled: Tensor) -> Tensor:
-        seen.append(len(pooled))
-        return forward(pooled)
-
-    model.fc.forward = counted  # type: ignore[method-assign, assignment]
-    expected = make(name, model)(x, [0, 1]).maps
-    for size in (1, 2, 5, 8, 1000):
-        seen.clear()
-        torch.testing.assert_close(make(name, model, chunk_size=size)(x, [0, 1]).maps, expected)
-        assert max(seen) <= max(size, 4)  # at least one copy of the batch; two where it is proved once
-        assert size != 8 or max(seen) == 8
-
-
-@pytest.mark.parametrize("name", ["ScoreCAM", "AblationCAM"])
-def test_progress_wraps_the_passes(name: str) -> None:
-    shown: list[int] = []
-
-    def progress(chunks: Any) -> Any:
-        assert len(chunks) == 2
-        for chunk in chunks:
-            yield chunk
-            shown.append(len(chunk))
-
-    model = tiny(Plain)
-    nn.init.ones_(model.get_parameter("features.4.bias"))  # no channel is zero
-    make(name, model, chunk_size=8, progress=progress)(images(name, 2), 1)
-    assert shown == [4, 2]  # of two images, four channels fit
-
-
 @lost
 @pytest.mark.parametrize("name", camkit.METHODS)
 def test_the_same_call_gives_the_same_bytes(name: str) -> None:
@@ -281,99 +226,3 @@ def test_the_same_call_gives_the_same_bytes(name: str) -> None:
         before = process()
         assert bits(make(name, model, seed=1)(x, 1).maps) != bits(first)
         assert process() == before
-
-
-def test_hirescam_sums_to_the_score_of_a_linear_head() -> None:
-    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(320, 5, bias=False)).double()
-    x = images("HiResCAM", 3)
-    explained = camkit.HiResCAM(model)(x, [0, 4, 2])
-    scores = explained.output.gather(1, torch.tensor([[0], [4], [2]]))[:, 0]
-    torch.testing.assert_close(explained.maps.sum((1, 2)), scores)
-
-
-def test_ablation_of_a_linear_head_has_a_closed_form() -> None:
-    """On global average pooling and a linear layer, channel k takes w_k mean(A^k) with it."""
-    model, x = tiny(Plain), images("AblationCAM", 3)
-    classes = torch.tensor([[0, 1], [3, 2], [1, 1]])
-    activation = model.features(x).detach()
-    scores = model(x).detach().gather(1, classes)
-    weights = model.fc.weight.detach()[classes] * activation.mean((2, 3))[:, None] / scores[:, :, None]
-    expected = maps.weighted_sum(weights, activation).relu()
-    torch.testing.assert_close(camkit.AblationCAM(model)(x, classes).maps, expected, rtol=1e-10, atol=1e-12)
-
-
-@pytest.mark.parametrize("name", ["EigenCAM", "KPCACAM", "EigenGradCAM"])
-def test_the_sign_of_the_singular_vector_does_not_matter(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    model, x = tiny(Plain), images(name, 3)
-    expected = make(name, model)(x, 1).maps
-    eigh = torch.linalg.eigh
-
-    def flipped(matrix: Tensor) -> Any:
-        values, vectors = eigh(matrix)
-        return type(eigh(matrix))((values, -vectors))
-
-    monkeypatch.setattr(torch.linalg, "eigh", flipped)
-    assert torch.equal(make(name, model)(x, 1).maps, expected)
-
-
-def test_shapleycam_is_gradcam_where_the_head_is_piecewise_linear() -> None:
-    model, x = tiny(Skip), torch.randn(2, 3, 12, 10).double()
-    for layer in ("block", "pool", "last"):
-        torch.testing.assert_close(
-            camkit.ShapleyCAM(model, layer)(x, 1).maps, camkit.GradCAM(model, layer)(x, 1).maps
-        )
-
-
-def test_settings_are_keywords_and_show() -> None:
-    method = camkit.SSCAM(Plain(), "features", samples=3)
-    assert repr(method).startswith("SSCAM(layer='features', fuse='mean', layout=None, differentiable=False, ")
-    assert "samples=3" in repr(method)
-    with pytest.raises(TypeError):
-        camkit.SSCAM(Plain(), "features", 3)  # type: ignore[call-arg, arg-type]
-
-
-class Own(camkit.Explainer):
-    """A method of one's own."""
-
-    def map(self, evidence: Any) -> Tensor:
-        return evidence.gradient.sum(2)  # type: ignore[no-any-return]
-
-
-def test_a_method_of_ones_own() -> None:
-    model, x = tiny(Plain), images("Own", 2)
-    explained = Own(model)(x, [0, 1])
-    assert explained.maps.shape == (2, 4, 3)
-
-    class Flat(Own):
-        def map(self, evidence: Any) -> Tensor:
-            return evidence.activation.sum(1)  # type: ignore[no-any-return]
-
-    with pytest.raises(
-        ValueError, match="^map: expected maps 2 x 1 x 2 spatial dimensions, got 2 x 4 x 3 from Flat$"
-    ):
-        Flat(model)(x)
-
-    class Without(Own):
-        needs_gradient = False
-
-    with pytest.raises(ValueError, match="^map: expected a method with needs_gradient = True to look at the"):
-        Without(model)(x)
-
-
-def test_warnings_point_to_the_callers_line() -> None:
-    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.LayerNorm(320), nn.Linear(320, 2))
-    with pytest.warns(UserWarning, match="LIFTCAM") as told:
-        camkit.LIFTCAM(model, "1")(torch.rand(1, 3, 12, 10), 1)
-    assert told[0].filename == __file__
-
-
-def test_classes_are_told_whatever_was_made_of_them() -> None:
-    model, x = tiny(Plain), images("GradCAM", 2)
-    predicted = model(x).argmax(1)
-    method = camkit.GradCAM(model)
-    for target in (None, camkit.targets.probability(), camkit.targets.negative(), camkit.targets.finer()):
-        classes = method(x, target).classes
-        assert classes is not None
-        assert torch.equal(classes, predicted)
-    assert method(x, lambda y: y[:, 0]).classes is None
-    assert not method(x, camkit.targets.contrast(2, 2)).maps.any()

@@ -1,3 +1,5 @@
+"""The call of a method at one layer."""
+
 import dataclasses
 import functools
 from collections.abc import Callable
@@ -10,17 +12,10 @@ from torch import Tensor, nn
 import camkit
 from camkit.layers.dryrun import DryRun
 from helpers.families import Digits, Plain, tiny
+from helpers.registry import images
 
 Method = type[camkit.CAM] | type[camkit.GradCAM]
 METHODS = [camkit.CAM, camkit.GradCAM]
-
-
-@pytest.mark.parametrize("method", METHODS)
-def test_a_training_model_is_explained_as_it_predicts(method: Method) -> None:
-    model = tiny(Plain)
-    x = torch.randn(2, 3, 12, 10).double()
-    expected = method(model)(x, 1).maps
-    assert torch.equal(method(model.train())(x, 1).maps, expected)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -84,21 +79,6 @@ def test_the_dry_run_is_made_once_a_shape(monkeypatch: pytest.MonkeyPatch) -> No
     assert len(method._locations) <= 16  # a data set of many sizes does not fill the memory
 
 
-def test_output_target_and_heatmaps() -> None:
-    model = tiny(Plain)
-    x = torch.randn(3, 3, 12, 10).double()
-    explained = camkit.GradCAM(model)(x)
-    torch.testing.assert_close(explained.output, model(x).detach())
-    assert torch.equal(explained.target, explained.output.argmax(1))
-    heatmaps = explained.heatmaps()
-    assert heatmaps.shape == (3, 12, 10)
-    for raw, heatmap in zip(explained.maps, heatmaps, strict=True):
-        if raw.max() > 0:
-            assert (heatmap.min(), heatmap.max()) == (0, 1)
-    assert explained.heatmaps((7, 5)).shape == (3, 7, 5)
-    assert camkit.GradCAM(model)(x, [[0, 1]] * 3).heatmaps().shape == (3, 2, 12, 10)
-
-
 def test_models_with_other_outputs_need_a_function() -> None:
     class Two(Plain):
         def forward(self, x: Tensor) -> Tensor:
@@ -145,18 +125,41 @@ def test_outputs_of_any_kind_come_back_without_their_graph() -> None:
         assert not unwrap(output).requires_grad
 
 
-def test_other_numbers_of_dimensions() -> None:
-    signal = nn.Sequential(
-        nn.Conv1d(2, 4, 5), nn.ReLU(), nn.AdaptiveAvgPool1d(1), nn.Flatten(), nn.Linear(4, 3)
-    )
-    explained = camkit.GradCAM(signal)(torch.randn(2, 2, 50))
-    assert (explained.maps.shape, explained.heatmaps().shape) == ((2, 46), (2, 50))
-    video = nn.Sequential(
-        nn.Conv3d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool3d(1), nn.Flatten(), nn.Linear(4, 3)
-    )
-    explained = camkit.CAM(video)(torch.randn(2, 3, 6, 16, 12))
-    assert (explained.maps.shape, explained.heatmaps().shape) == ((2, 4, 14, 10), (2, 6, 16, 12))
-
-
 def test_one_input_size_only() -> None:
     assert camkit.GradCAM(Digits())(torch.rand(2, 1, 28, 28)).maps.shape == (2, 24, 24)
+
+
+def test_settings_are_keywords_and_show() -> None:
+    method = camkit.SSCAM(Plain(), "features", samples=3)
+    assert repr(method).startswith("SSCAM(layer='features', fuse='mean', layout=None, differentiable=False, ")
+    assert "samples=3" in repr(method)
+    with pytest.raises(TypeError):
+        camkit.SSCAM(Plain(), "features", 3)  # type: ignore[call-arg, arg-type]
+
+
+class Own(camkit.Explainer):
+    """A method of one's own."""
+
+    def map(self, evidence: Any) -> Tensor:
+        return evidence.gradient.sum(2)  # type: ignore[no-any-return]
+
+
+def test_a_method_of_ones_own() -> None:
+    model, x = tiny(Plain), images("Own", 2)
+    explained = Own(model)(x, [0, 1])
+    assert explained.maps.shape == (2, 4, 3)
+
+    class Flat(Own):
+        def map(self, evidence: Any) -> Tensor:
+            return evidence.activation.sum(1)  # type: ignore[no-any-return]
+
+    with pytest.raises(
+        ValueError, match="^map: expected maps 2 x 1 x 2 spatial dimensions, got 2 x 4 x 3 from Flat$"
+    ):
+        Flat(model)(x)
+
+    class Without(Own):
+        needs_gradient = False
+
+    with pytest.raises(ValueError, match="^map: expected a method with needs_gradient = True to look at the"):
+        Without(model)(x)

@@ -1,3 +1,9 @@
+"""The methods of gradients against their equations, and Grad-CAM against captum."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
 from captum.attr import LayerGradCam
@@ -6,20 +12,54 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import camkit
-from helpers import reference
+from helpers import reference, registry
 from helpers.families import (
     FAMILIES,
     TINY,
     ChannelsLast,
+    Digits,
     Family,
     Plain,
-    Residual,
+    Skip,
     Tiny,
     Tokens,
     build,
     images,
     tiny,
 )
+from helpers.papers import Case, Literal, check_formula
+
+
+def smooth(case: Case) -> Tensor:
+    shape = case.image.shape
+    gradients = [case.at(case.image + 0.3 * n)[1] for n in case.noise(3, shape)]
+    powers = [sum(g**p for g in gradients) / 3 for p in (1, 2, 3)]
+    return reference.grad_cam_plus_plus(case.pair[0], *powers)  # type: ignore[arg-type]
+
+
+FORMULAS: dict[str, tuple[Callable[..., Any], Literal]] = {
+    "GradCAM": (camkit.GradCAM, lambda case: reference.grad_cam(*case.pair)),
+    "GradCAMPlusPlus": (
+        camkit.GradCAMPlusPlus,
+        lambda case: reference.grad_cam_plus_plus(case.pair[0], *(case.pair[1] ** p for p in (1, 2, 3))),
+    ),
+    "SmoothGradCAMPlusPlus": (functools.partial(camkit.SmoothGradCAMPlusPlus, samples=3), smooth),
+    "XGradCAM": (camkit.XGradCAM, lambda case: reference.xgrad_cam(*case.pair)),
+    "HiResCAM": (camkit.HiResCAM, lambda case: reference.hires_cam(*case.pair)),
+    "LayerCAM": (camkit.LayerCAM, lambda case: reference.layer_cam(*case.pair)),
+    "EigenGradCAM": (camkit.EigenGradCAM, lambda case: reference.eigen_cam(case.pair[0] * case.pair[1])),
+    "ShapleyCAM": (camkit.ShapleyCAM, lambda case: reference.shapley_cam(*case.pair, case.hessian())),
+}
+
+
+@pytest.mark.parametrize("name", FORMULAS)
+@pytest.mark.parametrize("kind", TINY, ids=lambda t: t.model.__name__)
+def test_equals_its_paper_written_out(kind: Tiny, name: str) -> None:
+    make, literal = FORMULAS[name]
+    if (name, kind.model) == ("ShapleyCAM", Digits):  # its head is piecewise linear: the Hessian is zero
+        literal = FORMULAS["GradCAM"][1]
+    check_formula(kind, make, literal)
+
 
 LAYOUTS = {Tokens: "tokens", ChannelsLast: "NHWC"}
 
@@ -93,28 +133,6 @@ def test_equals_captum(family: Family) -> None:
     torch.testing.assert_close(ours.maps, expected, rtol=1e-5, atol=1e-5 * expected.abs().max().item())
 
 
-@pytest.mark.parametrize("layer", ["stem", "norm", "body"])
-def test_an_in_place_operation_after_the_layer_does_not_reach_the_map(layer: str) -> None:
-    model = tiny(Residual)
-    x = torch.randn(2, 3, 11, 13).double()
-    explained = camkit.GradCAM(model, layer)(x, 1)
-    for n in range(2):
-        pair = reference.activation_and_gradient(model, layer, x[n], lambda y: y[1])
-        torch.testing.assert_close(explained.maps[n], reference.grad_cam(*pair), rtol=1e-9, atol=1e-15)
-
-
-@pytest.mark.parametrize("layer", ["features.0", "features.28", "features.29"])
-def test_in_place_relus_of_vgg16(layer: str) -> None:
-    """With every ReLU out of place the same network gives the same map."""
-    model = build("vgg16").double()
-    x = torch.randn(1, 3, 64, 64).double()
-    maps = camkit.GradCAM(model, layer)(x, 3).maps
-    for module in model.modules():
-        if isinstance(module, nn.ReLU):
-            module.inplace = False
-    torch.testing.assert_close(maps, camkit.GradCAM(model, layer)(x, 3).maps, rtol=1e-12, atol=0)
-
-
 @settings(deadline=None, max_examples=20)
 @given(st.permutations(range(4)), st.integers(0, 2**31 - 1))
 def test_an_image_is_explained_the_same_in_any_batch(order: list[int], seed: int) -> None:
@@ -145,3 +163,19 @@ def test_a_head_of_zeros_has_maps_of_zeros() -> None:
     with torch.no_grad():
         model.head.weight.zero_()
     assert not camkit.GradCAM(model)(torch.randn(2, 3, 16, 12).double(), 1).maps.any()
+
+
+def test_hirescam_sums_to_the_score_of_a_linear_head() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(320, 5, bias=False)).double()
+    x = registry.images("HiResCAM", 3)
+    explained = camkit.HiResCAM(model)(x, [0, 4, 2])
+    scores = explained.output.gather(1, torch.tensor([[0], [4], [2]]))[:, 0]
+    torch.testing.assert_close(explained.maps.sum((1, 2)), scores)
+
+
+def test_shapleycam_is_gradcam_where_the_head_is_piecewise_linear() -> None:
+    model, x = tiny(Skip), torch.randn(2, 3, 12, 10).double()
+    for layer in ("block", "pool", "last"):
+        torch.testing.assert_close(
+            camkit.ShapleyCAM(model, layer)(x, 1).maps, camkit.GradCAM(model, layer)(x, 1).maps
+        )

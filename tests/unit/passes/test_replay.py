@@ -1,4 +1,4 @@
-"""What comes after a layer, run alone, is what the whole model makes of the same activation."""
+"""The part of a model after a layer, run alone: it gives the same as the whole model."""
 
 import gc
 import weakref
@@ -8,20 +8,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-import camkit
-from camkit import Evidence, Inputs
+from camkit import Evidence
 from camkit.layers.dryrun import DryRun
-from camkit.layers.location import locate
 from camkit.layers.search import find_stages
 from camkit.model.modules import modules_of
 from camkit.model.state import restored_on_exit
-from camkit.passes.evidence import gather
-from helpers.families import FAMILIES, TINY, Family, Plain, Residual, Tiny, Transformer, build, images, tiny
-
-
-def evidence_at(model: nn.Module, x: Tensor, layer: str) -> Evidence:
-    place = locate(DryRun.of(model, (2, *x.shape[1:])), layer)
-    return gather(model, Inputs(x), 1, [place], gradient=False)[0]
+from helpers.evidence import evidence_at
+from helpers.families import FAMILIES, TINY, Family, Residual, Tiny, build, images, tiny
 
 
 def both(evidence: Evidence, edited: Tensor) -> tuple[Tensor, Tensor]:
@@ -79,71 +72,6 @@ def test_gradients_go_through(kind: Tiny) -> None:
         leaf = evidence.activation.clone().requires_grad_()
         gradients += torch.autograd.grad(evidence.rescore(leaf[None]).sum(), leaf)
     torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-12, atol=1e-15)
-
-
-def count_calls(model: nn.Module, name: str) -> list[int]:
-    seen: list[int] = []
-    forward = model.get_submodule(name).forward
-
-    def counted(x: Tensor) -> Tensor:
-        if x.device.type == "cpu":
-            seen.append(len(x))
-        return forward(x)  # type: ignore[no-any-return]
-
-    model.get_submodule(name).forward = counted
-    return seen
-
-
-@pytest.mark.parametrize(
-    "method", [camkit.AblationCAM, camkit.LIFTCAM, camkit.RelevanceCAM, camkit.ShapleyCAM]
-)
-@pytest.mark.filterwarnings("ignore:RelevanceCAM")
-def test_the_trunk_runs_once(method: type[camkit.Explainer]) -> None:
-    model = tiny(Plain)
-    seen = count_calls(model, "features.0")
-    method(model)(torch.randn(2, 3, 12, 10).double(), 1)
-    assert seen == [2]
-
-
-def test_legrad_runs_the_trunk_twice_and_no_more() -> None:
-    model = tiny(Transformer)
-    seen = count_calls(model, "patches")
-    for layer, passes in ((None, 2), ("blocks.0", 2), ("blocks.1", 2)):
-        seen.clear()
-        camkit.LeGrad(model, layer)(torch.randn(2, 3, 16, 12).double(), [[0, 1], [2, 3]])
-        assert seen == [2] * passes
-
-
-def test_a_model_that_is_not_what_it_seems_runs_whole() -> None:
-    """Its output depends on how many images there are."""
-    model, x = tiny(Plain), torch.randn(2, 3, 12, 10).double()
-    model.fc.register_forward_hook(lambda module, args, out: out.sin() if len(out) == 2 else 2 * out)
-    evidence = evidence_at(model, x, "features")
-    assert evidence._replay is None
-    a = evidence.activation
-    torch.testing.assert_close(evidence.rescore(a[None])[0], evidence.scores)
-    expected = model.fc((a / 2).mean((2, 3)))[:, 1:2]  # with the hook
-    torch.testing.assert_close(evidence.rescore(a[None] / 2)[0], expected)
-
-
-def test_a_layer_behind_an_opaque_object_runs_whole() -> None:
-    class Holder:
-        def __init__(self, layer: nn.Module) -> None:
-            self.layer = layer
-
-    class Opaque(Plain):
-        def __init__(self) -> None:
-            super().__init__()
-            self.holder = Holder(self.features)
-
-        def forward(self, x: Tensor) -> Tensor:
-            y: Tensor = self.holder.layer(x) if x.device.type == "cpu" else self.features(x)
-            return self.fc(y.mean((2, 3)))  # type: ignore[no-any-return]
-
-    model, x = tiny(Opaque), torch.randn(1, 3, 12, 10).double()
-    evidence = evidence_at(model, x, "features")
-    assert evidence._replay is None
-    torch.testing.assert_close(evidence.rescore(0 * evidence.activation[None])[0, 0], model.fc.bias[1:2])
 
 
 def test_what_is_handed_out_is_not_overwritten() -> None:
@@ -219,15 +147,3 @@ def test_a_model_that_begins_to_write_is_an_error() -> None:
     evidence.rescore_rows(evidence.editable_copies(2)[0])
     with pytest.raises(RuntimeError, match="^what follows 'features' wrote to its output, as it had not"):
         evidence.rescore_rows(evidence.editable_copies(3)[0])
-
-
-@pytest.mark.parametrize("kind", TINY, ids=lambda t: t.model.__name__)
-def test_copies_are_edited_in_every_layout(kind: Tiny) -> None:
-    model, x = tiny(kind.model), torch.randn(2, *kind.shape).double()
-    evidence = evidence_at(model, x, kind.layer)
-    rows, activations = evidence.editable_copies(3)
-    torch.testing.assert_close(evidence.rescore_rows(rows), torch.stack([evidence.scores] * 3))
-    activations[:, :, 0] *= torch.tensor([0.0, 1.0, 2.0]).reshape(3, 1, 1, 1)
-    edited = torch.stack([evidence.activation] * 3)
-    edited[:, :, 0] *= torch.tensor([0.0, 1.0, 2.0]).reshape(3, 1, 1, 1)
-    torch.testing.assert_close(evidence.rescore_rows(rows), evidence.rescore(edited))
