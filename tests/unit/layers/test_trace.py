@@ -24,7 +24,7 @@ class InPlace(nn.Module):
 
 def test_an_in_place_operation_makes_a_new_value_and_dropout_none() -> None:
     trace = record(InPlace(), (2, 3, 8, 8))
-    assert [o.name for o in trace.operations] == ["conv2d", "relu_", "sum"]
+    assert [o.name for o in trace.operations] == ["conv2d", "relu", "sum"]
     (conv,) = trace.outputs_of("conv")
     (drop,) = trace.outputs_of("drop")
     assert conv == drop  # in evaluation mode dropout hands its input on
