@@ -1,17 +1,52 @@
-"""camkit shows where a network looked.
+"""camkit shows where a network looked: class activation maps for PyTorch models.
 
-The nouns:
+A network that classifies images computes feature maps. Even in its last layers these are small pictures, with
+positions such as 7 x 7. A class activation map (CAM) combines them into one picture that shows which
+positions speak for a class. To explain a prediction, wrap the model in a method and call it with images::
 
-- A **layer** is what is tapped: a module, its dotted name, several, or nothing (found by a dry run).
-- A **target** says what is explained: the predicted class, a class, several, one of :mod:`camkit.targets`, or
-  a function of the output.
-- A **method** (:class:`CAM`, :class:`GradCAM`, :class:`ScoreCAM`, ...; :data:`METHODS` names them all)
-  explains a batch and leaves the model exactly as it was found.
-- An :class:`Explanation` is the result: raw maps, the model's output, heatmaps in [0, 1].
-- **Surgery** (:func:`attach_gap_head`) makes a network whose class activation maps are exact of any
-  backbone.
-- **Smoothing** (:class:`Smoothed`) averages a method's maps over views of the input.
-- An **overlay** is a heatmap over a picture (:func:`overlay`, :func:`blend`, :func:`grid`).
+    explanation = camkit.GradCAM(model)(x)  # x: images as the model takes them, (N, C, H, W)
+    explanation.heatmaps()  # (N, H, W), in [0, 1]
+
+The nouns of the library, in the order in which a call meets them:
+
+- The **model** is any ``torch.nn.Module``. A call leaves it exactly as it was found: its parameters, mode,
+  buffers and hooks, and the random state. The only exception is ``differentiable=True``, for losses on maps,
+  where the call is part of a training step.
+- The **inputs** (:class:`Inputs`) are the images, together with everything else that the model takes, such as
+  a mask.
+- A **layer** is the module whose output the map is made of. Name it with ``layer=``, or let camkit choose
+  one. :func:`list_layers` lists the layers that have positions, each as a :class:`LayerInfo`.
+- The **activation** is the output of the layer, read as ``(N, C, h, w)``: N images, C channels (one feature
+  map each), and positions. A :class:`Layout` says how to read it if the layer puts the channels last, or
+  returns tokens.
+- A **target** is the question to answer, as a number that is computed from the model's output, the **score**.
+  By default it is the logit of the predicted class. It can be any class, several classes, one of
+  :mod:`camkit.targets`, or a function of your own.
+- A **method** is a way to make a map, usually a formula of the activation: :class:`CAM`, :class:`GradCAM`,
+  :class:`ScoreCAM` and others. :data:`METHODS` has them all by name. All derive from :class:`Method`, and
+  those that make their map at a layer from :class:`Explainer`. Derive from that class to try a formula of
+  your own.
+- The **evidence** (:class:`Evidence`) is everything that such a formula can use at one layer: the activation,
+  the score and its gradient, and further passes of the model.
+- An :class:`Explanation` is the result: raw **maps** with the size of the layer, such as 7 x 7, the model's
+  output, and the target that was explained. Its **heatmaps** are the maps scaled to [0, 1], as by
+  :func:`normalize`, with the size of the images.
+- An **overlay** is a heatmap in colours over a picture. :func:`overlay` makes one picture, :func:`blend` and
+  :func:`colorize` work on batches of tensors, and :func:`grid` puts pictures side by side.
+  :func:`denormalize` turns the images of the model back into pictures.
+
+Around these:
+
+- **Smoothing** (:class:`Smoothed`) averages the maps of a method over several **views** (:class:`View`),
+  changed copies of the images: with noise (:func:`noise_views`) or mirrored (:func:`flip_views`).
+- **Guided backpropagation** (:func:`guided_backprop`) is a gradient with respect to the images. It shows
+  pixels instead of positions.
+- **Surgery** (:func:`attach_gap_head`) copies a model and replaces its end by global pooling and one new
+  linear layer, which you then train. The class activation maps of the result, a :class:`CAMNet`, are exact:
+  with average pooling, the mean of a map plus the bias is the logit.
+- **Deployment** (:func:`export`, :func:`export_onnx`) writes a :class:`CAMNet` together with its maps as one
+  graph, which runs without camkit.
+- A **data set job** (:func:`explain_dataset`) explains a whole data set, and writes the maps to a folder.
 """
 
 from importlib.metadata import version
@@ -103,7 +138,8 @@ __all__ = [
     "targets",
 ]
 
-# Public classes live in `camkit` and nowhere else: pickles and error texts stay valid if a file moves.
+# Public classes say that they are defined in `camkit` itself. Otherwise a pickle or an error message would
+# name the file that defines them today, and a pickle would break if the class moved to another file.
 for _name in __all__:
     if isinstance(globals()[_name], type):
         globals()[_name].__module__ = __name__

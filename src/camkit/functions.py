@@ -1,7 +1,8 @@
-"""Torch functions: one name for each, the kinds that they belong to, and a base that meets each call.
+"""The functions of torch: one name for each, sets of those that act alike, and a base to intercept calls.
 
-A function has many spellings: ``x + y``, ``x += y``, ``x.add_(y)`` and ``torch.add(x, y)`` are all ``"add"``
-here. This is the only file that lists names of functions; everything else asks for a kind.
+A function can be written in many ways: ``x + y``, ``x += y``, ``x.add_(y)`` and ``torch.add(x, y)`` are all
+``"add"`` here. This is the only file that lists names of torch functions. All other files use its sets, so
+that a new spelling or function is added in one place.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -13,7 +14,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-# Second names of the same function, after the underscores of operators and in-place functions are gone.
+# Other names of the same function, without the underscores of operators and in-place functions.
 _ALIASES = {
     "iadd": "add", "radd": "add", "isub": "sub", "subtract": "sub", "imul": "mul", "rmul": "mul",
     "multiply": "mul", "itruediv": "div", "idiv": "div", "truediv": "div", "true_divide": "div",
@@ -21,84 +22,97 @@ _ALIASES = {
     "concatenate": "cat", "moveaxis": "movedim", "swapaxes": "transpose", "swapdims": "transpose",
     "clip": "clamp", "log_sigmoid": "logsigmoid", "upsample": "interpolate",
 }  # fmt: skip
-# The operators that write to their left side; other names that begin with "__i" (__int__, __invert__) do not.
+# The operators that write to their left side, such as +=. They are listed because other names that begin with
+# "__i", such as __int__ and __invert__, write to nothing.
 _WRITING_OPERATORS = {f"__i{name}__" for name in ("add", "sub", "mul", "truediv", "div", "pow", "matmul")} | {
     f"__i{name}__" for name in ("and", "or", "xor", "mod", "floordiv", "lshift", "rshift")
 }
 
 
 def name_of(function: Callable[..., Any]) -> str:
-    """The one name of a torch function: out of place, without underscores, whatever its spelling.
+    """Returns the name under which this file lists a torch function, the same for every spelling.
 
     Args:
-        function: a function, method or operator as ``__torch_function__`` gets it. The getter of a property
-            such as ``tensor.mT`` bears the name of the property.
+        function: a function, method or operator as ``__torch_function__`` receives it.
 
     Returns:
-        Its name, such as ``"add"`` for ``Tensor.__iadd__`` and ``Tensor.add_``.
+        The name of the function that works out of place, without underscores: ``"add"`` for
+        ``Tensor.__iadd__`` and ``Tensor.add_``, ``"mT"`` for the getter of the property ``Tensor.mT``.
+
+    Example:
+        >>> import torch
+        >>> from camkit.functions import name_of
+        >>> name_of(torch.Tensor.add_)
+        'add'
     """
-    called: str = getattr(function, "__name__", str(function))
-    if called == "__get__":
-        called = getattr(getattr(function, "__self__", None), "__name__", called)
-    bare = called.strip("_")
+    spelling: str = getattr(function, "__name__", str(function))
+    # Reading a property such as x.mT calls its __get__, which knows the property as __self__.
+    if spelling == "__get__":
+        spelling = getattr(getattr(function, "__self__", None), "__name__", spelling)
+    bare = spelling.strip("_")
     return _ALIASES.get(bare, bare)
 
 
 def is_in_place(function: Callable[..., Any]) -> bool:
-    """Whether a function writes to its first argument, as its spelling says: ``add_`` and ``__iadd__``."""
-    called: str = getattr(function, "__name__", "")
-    return called in _WRITING_OPERATORS or (called.endswith("_") and not called.endswith("__"))
+    """Whether a function writes to its first argument, judged by its name: ``add_`` and ``__iadd__`` do.
+
+    An activation function that is called with ``inplace=True`` also writes, but its name does not show it;
+    see :func:`without_in_place_flag`.
+    """
+    spelling: str = getattr(function, "__name__", "")
+    return spelling in _WRITING_OPERATORS or (spelling.endswith("_") and not spelling.endswith("__"))
 
 
 def out_of_place(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The function of the same name that returns a new tensor; ``function`` itself if there is none."""
+    """Returns the function of the same name that makes a new tensor; ``function`` itself if there is none."""
     name = name_of(function)
     found: Callable[..., Any] = getattr(torch, name, getattr(F, name, function))
     return found
 
 
 def _in_each_dimension(*stems: str) -> frozenset[str]:
-    """Names such as ``conv1d``, ``conv2d`` and ``conv3d``."""
+    """Returns the names of functions in one, two and three dimensions: ``conv1d``, ``conv2d``, ``conv3d``."""
     return frozenset(f"{stem}{d}d" for stem in stems for d in (1, 2, 3))
 
 
-# Kinds -------------------------------------------------------------------------------------------------------
+# Sets of functions ------------------------------------------------------------------------------------------
 
-#: ReLUs, which pass a positive gradient or none.
+#: ReLUs: their derivative is 1 or 0. torch computes ``nn.ReLU6`` as a hardtanh.
 RELUS = frozenset({"relu", "relu6", "hardtanh"})
-# Activation functions that turn zero into zero.
+# Activation functions that map zero to zero.
 _KEEP_ZERO = RELUS | {
     "celu", "elu", "gelu", "hardshrink", "hardswish", "leaky_relu", "mish", "prelu", "selu", "silu",
     "softshrink", "softsign", "tanh", "tanhshrink",
 }  # fmt: skip
-#: Element-wise activation functions: each entry of the result depends on the same entry of the input alone.
+#: Element-wise activation functions: each entry of the result depends only on the same entry of the input.
 ACTIVATIONS = _KEEP_ZERO | {"hardsigmoid", "logsigmoid", "sigmoid", "softplus", "threshold"}
 
 CONVOLUTIONS = _in_each_dimension("conv")
-#: Functions that are linear in their input and have a weight.
+#: Convolutions and linear layers, without transposed convolutions.
 LINEAR = CONVOLUTIONS | {"linear"}
 _TRANSPOSED_CONVOLUTIONS = _in_each_dimension("conv_transpose")
-#: Functions that may add a bias to each channel.
+#: Functions that have a bias for each channel, as an argument that may be None.
 WITH_BIAS = LINEAR | _TRANSPOSED_CONVOLUTIONS
 _NORMALISATIONS = frozenset({"batch_norm", "group_norm", "instance_norm"})
 
 _AVERAGE_WINDOWS = _in_each_dimension("avg_pool", "adaptive_avg_pool")
 #: Functions that return the largest entry of each window.
 MAX_WINDOWS = _in_each_dimension("max_pool", "adaptive_max_pool")
+# Global pooling is often written as a mean or a maximum over the spatial dimensions.
 AVERAGE_POOLINGS = _AVERAGE_WINDOWS | {"mean"}
 MAX_POOLINGS = MAX_WINDOWS | {"amax"}
 POOLINGS = AVERAGE_POOLINGS | MAX_POOLINGS
 RESIZES = frozenset({"interpolate"})
 
-#: Functions that change the shape only.
+#: Functions that only change the shape.
 RESHAPES = frozenset({
     "contiguous", "flatten", "movedim", "mT", "permute", "reshape", "squeeze", "t", "T", "transpose",
     "unflatten", "unsqueeze", "view",
 })  # fmt: skip
-#: Functions that return a part of their input, or several parts.
+#: Functions that return one or more parts of their input.
 PICKS = frozenset({"chunk", "getitem", "index_select", "narrow", "select", "split", "tensor_split", "unbind"})
 JOINS = frozenset({"cat", "stack"})
-#: Functions that move, drop or repeat entries and change none of them.
+#: Functions that move, drop or repeat entries of a tensor without computing anything from them.
 MOVES = RESHAPES | PICKS | JOINS | {"clone", "expand", "flip", "repeat", "roll"}
 
 SUMS = frozenset({"add"})
@@ -106,23 +120,24 @@ SCALINGS = frozenset({"div", "mul"})
 #: Products of two activations.
 PRODUCTS = frozenset({"bmm", "einsum", "matmul"})
 ATTENTION = frozenset({"multi_head_attention_forward", "scaled_dot_product_attention"})
-# Each is the identity in evaluation mode.
+# All of these return their input in evaluation mode.
 _DROPOUTS = _in_each_dimension("dropout") | {"alpha_dropout", "dropout", "feature_dropout"}
 _CASTS = frozenset({"bfloat16", "double", "float", "half", "to"})
 
-#: Functions that take (N, C, *spatial) and return it, whatever the sizes are.
+#: Functions whose input and output are read as ``(N, C, *spatial)``, for every size.
 CHANNELS_FIRST = (
     CONVOLUTIONS | _TRANSPOSED_CONVOLUTIONS | _NORMALISATIONS | _AVERAGE_WINDOWS | MAX_WINDOWS | RESIZES
 ) | {"pixel_shuffle"}
-#: Functions that leave every dimension where it is.
+#: Functions whose output has its channels and spatial dimensions in the same places as the input.
 KEEP_DIMENSIONS = ACTIVATIONS | SUMS | SCALINGS | {"cat", "clone", "contiguous", "dropout", "pad", "sub"}
 
-# Relevance propagation: functions whose relevance is their gradient's, and functions that it passes unchanged.
+#: Relevance propagation (LRP): functions that distribute relevance in the same way as a gradient.
 KEEP_RELEVANCE = MOVES | _DROPOUTS | _CASTS | MAX_POOLINGS
+#: Relevance propagation (LRP): functions whose input gets the relevance of the output unchanged.
 PASS_RELEVANCE = _KEEP_ZERO | {"batch_norm"}
 
 
-# Calls -------------------------------------------------------------------------------------------------------
+# Intercepted calls ------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -130,8 +145,8 @@ class Call:
     """One call of a torch function.
 
     Attributes:
-        name: the one name of the function, as :func:`name_of` returns it.
-        function: the function.
+        name: the name of the function, as :func:`name_of` returns it.
+        function: the function as it was called, which may work in place.
         args: its positional arguments.
         kwargs: its keyword arguments.
     """
@@ -142,18 +157,23 @@ class Call:
     kwargs: dict[str, Any]
 
     def run(self, *args: Any) -> Any:
-        """Calls the function with ``args`` in the place of its first positional arguments."""
+        """Calls the function and returns its result.
+
+        Args:
+            args: new values of the first positional arguments; the others stay as they are.
+        """
         return self.function(*args, *self.args[len(args) :], **self.kwargs)
 
 
 class FunctionMode(TorchFunctionMode):
-    """A context in which :meth:`meet` is called in the place of each torch function.
+    """A context that intercepts torch functions: inside it, :meth:`meet` is called instead of each of them.
 
-    It needs no change of the model: a module's functions and those in the model's own code are met alike.
+    The model need not be changed for this. Functions that modules call and functions in the model's own code
+    are intercepted alike.
     """
 
     def meet(self, call: Call) -> Any:
-        """The result of a call; ``call.run()`` computes it as it is."""
+        """Returns the result of a call. ``call.run()`` returns the result that torch would compute."""
         raise NotImplementedError
 
     def __torch_function__(
@@ -169,15 +189,25 @@ class FunctionMode(TorchFunctionMode):
 def without_in_place_flag(
     args: Sequence[Any], kwargs: Mapping[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any], bool]:
-    """The arguments of an activation function without ``inplace``, and whether that was set."""
-    # No activation function has another flag, so that a bool by position is this one.
-    flagged = bool(kwargs.get("inplace")) or any(a is True for a in args)
+    """Removes ``inplace`` from the arguments of an activation function.
+
+    Args:
+        args: positional arguments.
+        kwargs: keyword arguments.
+
+    Returns:
+        The other positional arguments, the other keyword arguments, and whether ``inplace`` was true.
+    """
+    # A positional bool must be ``inplace``: activation functions have no other argument of that type.
+    in_place = bool(kwargs.get("inplace")) or any(a is True for a in args)
     others = {name: value for name, value in kwargs.items() if name != "inplace"}
-    return tuple(a for a in args if not isinstance(a, bool)), others, flagged
+    return tuple(a for a in args if not isinstance(a, bool)), others, in_place
 
 
 class Activation(nn.Module):
-    """An activation function as a module, with the arguments that a model calls it with.
+    """A module that computes an activation function with given arguments, in a new tensor.
+
+    It stands for a function that a model calls outside any module.
 
     Args:
         name: one of :data:`ACTIVATIONS`.
@@ -192,11 +222,12 @@ class Activation(nn.Module):
         self.kwargs = dict(kwargs or {})
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """The function of ``x``, in a new tensor."""
+        """Returns the function of ``x``, of any shape, with the same shape."""
+        # Some activation functions, such as gelu, are in torch.nn.functional only.
         function = getattr(torch, self.name, None) or getattr(F, self.name)
         result: torch.Tensor = function(x, *self.args, **self.kwargs)
         return result
 
     def extra_repr(self) -> str:
-        """The function and its arguments, as ``print`` shows them."""
+        """Returns the name and the arguments of the function, which ``print`` shows."""
         return ", ".join([self.name, *map(repr, self.args), *(f"{k}={v!r}" for k, v in self.kwargs.items())])

@@ -1,4 +1,4 @@
-"""Pure functions on maps: tensors whose last dimensions are spatial."""
+"""Functions of maps, without side effects. A map is a tensor whose last dimensions are spatial."""
 
 import math
 from collections.abc import Sequence
@@ -9,27 +9,32 @@ from torch.nn import functional as F
 
 from camkit._tools import checks
 
-#: How the maps of several layers become one.
+#: Ways to combine the maps of several layers; see :func:`fuse`.
 FUSIONS = ("mean", "product", "hierarchical")
-# How many units in the last place the same sum may differ by from one position to another.
-_ROUNDING = 16
+# A map that should be constant differs from position to position by rounding, by up to so many units in the
+# last place.
+_ROUNDING_UNITS = 16
 _INTERPOLATION = {1: "linear", 2: "bilinear", 3: "trilinear"}
 
 
 def normalize(maps: torch.Tensor, dims: int = 2) -> torch.Tensor:
-    """Each map shifted and scaled to [0, 1] by its own minimum and maximum; a constant map is all zeros.
+    r"""Scales each map to [0, 1] by its own minimum and maximum.
 
-    What differs by no more than the rounding of a sum is constant.
+    .. math:: \frac{M - \min M}{\max M - \min M}
+
+    A constant map becomes all zeros. A map also counts as constant if its values differ by no more than the
+    rounding of a sum, so that noise is not stretched to the full range.
 
     Args:
-        maps: maps of any float type, shape ``(..., *spatial)``.
+        maps: maps of any floating-point dtype, shape ``(..., *spatial)``.
         dims: number of spatial dimensions.
 
     Returns:
-        The same shape and type, in [0, 1].
+        Maps of the same shape and dtype, in [0, 1].
 
     Raises:
-        ValueError: if a map holds NaN or infinity, or has too few dimensions.
+        ValueError: if a map holds NaN or infinity, is not of floats, or has fewer than ``dims`` dimensions.
+        TypeError: if ``maps`` is not a tensor.
 
     Example:
         >>> import camkit, torch
@@ -44,56 +49,77 @@ def normalize(maps: torch.Tensor, dims: int = 2) -> torch.Tensor:
     if not torch.isfinite(maps).all():
         raise ValueError(checks.error_message("maps", "finite values", "NaN or infinity"))
     axes = tuple(range(-dims, 0))
-    # In half precision the span of large values would overflow.
+    # In half precision, the span of large values would overflow.
     values = at_least_float32(maps)
     low = values.amin(axes, keepdim=True)
     high = values.amax(axes, keepdim=True)
     span = high - low
-    rounding = _ROUNDING * torch.finfo(values.dtype).eps * torch.maximum(high.abs(), low.abs())
+    rounding = _ROUNDING_UNITS * torch.finfo(values.dtype).eps * torch.maximum(high.abs(), low.abs())
     return safe_divide(values - low, span, span > rounding).clamp(0, 1).to(maps)
 
 
 def safe_divide(
     numerator: torch.Tensor, denominator: torch.Tensor, where: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """One by the other where that is asked for, and zero elsewhere; if nothing is said, where it can be.
+    """Divides where that is possible, and returns zero elsewhere.
 
-    Its gradient is finite, which that of a division by zero is not, whatever is done with the result.
+    Args:
+        numerator: tensor of any shape.
+        denominator: tensor that can be broadcast with it.
+        where: bools, true where to divide; by default where the denominator is not zero.
+
+    Returns:
+        The quotient, with a finite gradient everywhere.
     """
     where = denominator != 0 if where is None else where
+    # Replace both operands before the division. If only the quotient were replaced, its gradient would still
+    # be NaN where the denominator is zero.
     return torch.where(where, numerator, 0) / torch.where(where, denominator, 1)
 
 
 def weighted_sum(weights: torch.Tensor, activation: torch.Tensor) -> torch.Tensor:
-    """The channels of an activation ``(N, C, *spatial)`` with weights ``(N, K, C)``: ``(N, K, *spatial)``."""
+    r"""Sums the channels of an activation with weights, as most CAM methods do.
+
+    .. math:: M_{nk} = \sum_c w_{nkc} A_{nc}
+
+    Args:
+        weights: K weights for each channel, ``(N, K, C)``.
+        activation: shape ``(N, C, *spatial)``.
+
+    Returns:
+        Maps ``(N, K, *spatial)``, with the dtype of ``activation``.
+    """
     with full_precision(activation):
         flat = weights.to(activation) @ activation.flatten(2)
     return flat.reshape(*flat.shape[:2], *activation.shape[2:])
 
 
 def full_precision(tensor: torch.Tensor) -> AbstractContextManager[None]:
-    """Outside the caller's autocast, which is for the model: products are of the type of their factors."""
+    """Returns a context without autocast, in which a product has the dtype of its factors.
+
+    The caller may have switched autocast on for the model. Maps must not lose precision because of it.
+    """
     device = tensor.device.type
     return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()
 
 
 def at_least_float32(tensor: torch.Tensor) -> torch.Tensor:
-    """In single precision or better: products of gradients vanish in half."""
+    """Returns a tensor in single or double precision. In half precision, products of gradients underflow."""
     return tensor if tensor.dtype == torch.float64 else tensor.float()
 
 
 def fuse(parts: Sequence[torch.Tensor], how: str = "mean") -> torch.Tensor:
-    r"""Maps of several layers as one, at the finest of their resolutions.
+    r"""Combines the maps of several layers into one map, at the finest of their resolutions.
 
     Each map is first divided by its largest magnitude, so that every layer counts the same.
 
     Args:
-        parts: the layers' maps, from the shallowest layer to the deepest, each ``(N, K, *spatial)``.
-        how: ``"mean"``; ``"product"`` of what is positive; or ``"hierarchical"``, LayerCAM's fusion: the
-            maximum, with :math:`\tanh(2 M / \max M)` of all but the deepest layer's map.
+        parts: the maps of each layer, from the shallowest layer to the deepest, each ``(N, K, *spatial)``.
+        how: ``"mean"``; ``"product"`` of the positive parts; or ``"hierarchical"``, the fusion of LayerCAM:
+            the maximum, after :math:`\tanh(2 M / \max M)` of every map but that of the deepest layer.
 
     Returns:
-        Shape ``(N, K, *spatial)``; that map itself, if it is only one.
+        Maps ``(N, K, *spatial)``. If there is only one layer, its maps are returned unchanged.
 
     References:
         Jiang et al., *LayerCAM: Exploring Hierarchical Class Activation Maps for Localization*, IEEE TIP
@@ -101,13 +127,14 @@ def fuse(parts: Sequence[torch.Tensor], how: str = "mean") -> torch.Tensor:
     """
     if len(parts) == 1:
         return parts[0]
-    size = max((part.shape[2:] for part in parts), key=math.prod)
+    size = max((part.shape[2:] for part in parts), key=math.prod)  # that of most positions
     dims = tuple(range(2, len(size) + 2))
     scaled = []
     for part in parts:
         largest = part.abs().amax(dims, keepdim=True)
         scaled.append(resize(safe_divide(part, largest), size))
     if how == "hierarchical":
+        # The tanh raises small values, so that shallow layers count in the maximum.
         scaled[:-1] = [(2 * part).tanh() for part in scaled[:-1]]
     stacked = torch.stack(scaled)
     if how == "product":
@@ -116,14 +143,14 @@ def fuse(parts: Sequence[torch.Tensor], how: str = "mean") -> torch.Tensor:
 
 
 def resize(maps: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
-    """Maps at another spatial size, by linear interpolation between the centres of positions.
+    """Resizes maps by linear interpolation between the centres of positions (``align_corners=False``).
 
     Args:
         maps: shape ``(..., *spatial)``, with as many spatial dimensions as ``size`` has entries.
-        size: the new spatial size.
+        size: the new spatial size, of one to three dimensions.
 
     Returns:
-        Shape ``(..., *size)``.
+        Maps ``(..., *size)``; ``maps`` itself if it has that size.
     """
     dims = len(size)
     if maps.shape[-dims:] == tuple(size):

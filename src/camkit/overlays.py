@@ -1,4 +1,4 @@
-"""Heatmap + picture -> picture: colour maps, blending, picture grids."""
+"""Pictures of heatmaps: colour maps, blending with a photo, grids of pictures."""
 
 import math
 import os
@@ -14,12 +14,18 @@ from camkit import maps
 from camkit._tools import checks
 from camkit._tools.colormaps import TABLES
 
-#: A picture: a PIL image, a path, a tensor ``(C, H, W)`` or an array ``(H, W, C)``, or either ``(H, W)``.
+#: A picture: a PIL image, the path of one, a tensor ``(C, H, W)`` or ``(H, W)``, or an array ``(H, W, C)`` or
+#: ``(H, W)``.
 ImageLike = Image.Image | str | os.PathLike[str] | torch.Tensor | np.ndarray[Any, Any]
 
 
 class Preset(Protocol):
-    """What ``weights.transforms()`` of torchvision gives, as far as it is needed here."""
+    """The preprocessing of a model, as ``weights.transforms()`` of torchvision returns it.
+
+    Attributes:
+        mean: the mean of each channel, which it subtracts.
+        std: the standard deviation of each channel, by which it divides.
+    """
 
     mean: Sequence[float]
     std: Sequence[float]
@@ -32,23 +38,23 @@ def overlay(
     colormap: str = "jet",
     alpha: float = 0.5,
 ) -> Image.Image:
-    """Blends a heatmap over a picture, at the picture's own size.
+    """Blends a heatmap over a picture, at the size of the picture.
 
-    ``(1 - alpha) * picture + alpha * colours``, rounded down, and nothing else: the result is not rescaled.
+    Each pixel is ``(1 - alpha) * picture + alpha * colour``, rounded down. The result is not rescaled.
 
     Args:
-        image: a PIL image, a path (an EXIF rotation is applied), a uint8 tensor or array, or a float one
-            in [0, 1]. Tensors are ``(C, H, W)``, arrays ``(H, W, C)``, both may be ``(H, W)``.
-        heatmap: ``(h, w)``, in [0, 1]; resized to the picture.
+        image: a PIL image, the path of one, or a tensor ``(C, H, W)`` or array ``(H, W, C)`` of uint8 or of
+            floats in [0, 1]; both may also be ``(H, W)``. A file is rotated as its EXIF data says.
+        heatmap: shape ``(h, w)``, in [0, 1]. It is resized to the picture.
         colormap: jet, turbo, viridis, inferno, magma, plasma, coolwarm or gray.
-        alpha: how much of the heatmap: 0 gives the picture back bit for bit, 1 the heatmap alone.
+        alpha: weight of the heatmap, in [0, 1]: 0 returns the picture bit for bit, 1 the heatmap alone.
 
     Returns:
-        An RGB image of the picture's size; RGBA where the picture has transparency, which is kept.
+        An RGB image of the picture's size. If the picture has transparency, it is kept in an RGBA image.
 
     Raises:
-        ValueError: for NaN or values out of range, for another shape, an unknown colour map.
-        TypeError: for an image of another kind.
+        ValueError: for NaN, a value or ``alpha`` out of range, a wrong shape, or an unknown colour map.
+        TypeError: for an image or a heatmap of the wrong type.
 
     Example:
         >>> import camkit, torch
@@ -60,19 +66,18 @@ def overlay(
     _check_alpha(alpha)
     checks.one_of("colormap", colormap, TABLES)
     if isinstance(heatmap, np.ndarray):
-        heatmap = torch.from_numpy(np.array(heatmap))  # a copy: torch reads no flipped or locked arrays
+        # Copy: torch cannot read arrays with negative strides, and warns about read-only ones.
+        heatmap = torch.from_numpy(np.array(heatmap))
     checks.tensor("heatmap", heatmap)
     if heatmap.ndim != 2:
         hint = "give one map, such as explanation.heatmaps()[0]"
-        expected = "shape (h, w)"
-        raise ValueError(
-            checks.error_message("heatmap", expected, checks.shape_of(heatmap) or "a number", hint)
-        )
-    # By NumPy and Pillow: a picture is so little that to wake torch's threads for it takes longer.
+        raise ValueError(checks.error_message("heatmap", "shape (h, w)", checks.shape_of(heatmap), hint))
+    # Colour with NumPy and Pillow: one picture takes less time than starting torch's threads for it.
     heatmap = heatmap.detach().float().cpu()
-    # Before the resizing, which would leave no trace of what was wrong.
-    _in_unit_range("heatmap", heatmap.numpy(), "camkit.normalize brings a raw map there")
+    # Check before resizing, which may drop a wrong value or spread it over its neighbours.
+    _require_unit_range("heatmap", heatmap.numpy(), "camkit.normalize brings a raw map there")
     resized = maps.resize(heatmap, picture.size[::-1])
+    # The grey values of this image are indices into the colours: 256 equal bins, the last of which holds 1.
     colours = Image.fromarray(np.clip(resized.numpy() * 256, 0, 255).astype(np.uint8))
     colours.putpalette(bytes.fromhex(TABLES[colormap]))
     opaque = picture.mode == "RGB"
@@ -85,20 +90,20 @@ def overlay(
 def blend(
     images: torch.Tensor, heatmaps: torch.Tensor, *, colormap: str = "jet", alpha: float = 0.5
 ) -> torch.Tensor:
-    """Blends heatmaps over pictures: :func:`overlay` for batches of tensors, on their device.
+    """Blends heatmaps over pictures, as :func:`overlay` does, for batches of tensors on any device.
 
     Args:
-        images: floats in [0, 1], ``(..., 3, H, W)`` or ``(..., 1, H, W)``.
+        images: floats in [0, 1], ``(..., 3, H, W)``, or ``(..., 1, H, W)`` for grey images.
         heatmaps: floats in [0, 1], ``(..., H, W)``.
         colormap: see :func:`overlay`.
-        alpha: how much of the heatmap, in [0, 1].
+        alpha: weight of the heatmaps, in [0, 1].
 
     Returns:
-        ``(..., 3, H, W)``, in [0, 1], in the type of ``images``.
+        Pictures ``(..., 3, H, W)``, in [0, 1], with the dtype and device of ``images``.
 
     Raises:
-        ValueError: for NaN or values out of range, unequal sizes, an unknown colour map.
-        TypeError: for images that are not floats.
+        ValueError: for NaN, a value or ``alpha`` out of range, wrong shapes, or an unknown colour map.
+        TypeError: if ``images`` or ``heatmaps`` is not a tensor, or the images are not floats.
 
     Example:
         >>> import camkit, torch
@@ -110,9 +115,8 @@ def blend(
     if not images.is_floating_point():
         raise TypeError(checks.error_message("images", "floats in [0, 1]", images.dtype))
     if images.ndim < 3 or images.shape[-3] not in (1, 3):
-        expected = "shape (..., 3, H, W)"
-        raise ValueError(checks.error_message("images", expected, checks.shape_of(images)))
-    _in_unit_range("images", images, "camkit.denormalize undoes a preset's normalisation")
+        raise ValueError(checks.error_message("images", "shape (..., 3, H, W)", checks.shape_of(images)))
+    _require_unit_range("images", images, "camkit.denormalize undoes a preset's normalisation")
     _check_heatmaps(heatmaps, colormap)
     if heatmaps.shape[-2:] != images.shape[-2:]:
         expected = f"the images' size, {checks.shape_of(images.shape[-2:])}"
@@ -124,25 +128,26 @@ def blend(
         got = checks.shape_of(heatmaps.shape[:-2])
         raise ValueError(checks.error_message("heatmaps", expected, got)) from None
     heatmaps = heatmaps.to(images.device).expand(*batch, *heatmaps.shape[-2:])
-    blended = _look_up(alpha * _table(colormap).to(images), heatmaps)
+    blended = _look_up(alpha * _colours_of(colormap).to(images), heatmaps)
     return blended.add_(images, alpha=1 - alpha).clamp_(0, 1)
 
 
 def colorize(heatmaps: torch.Tensor, colormap: str = "jet") -> torch.Tensor:
-    """The colours of heatmaps.
+    """Colours heatmaps, without a picture under them.
 
     Args:
         heatmaps: floats in [0, 1], ``(..., H, W)``.
         colormap: see :func:`overlay`.
 
     Returns:
-        ``(..., 3, H, W)``, float32, in [0, 1], on the heatmaps' device.
+        Colours ``(..., 3, H, W)``, float32, in [0, 1], on the device of ``heatmaps``.
 
     Raises:
-        ValueError: for NaN or values out of [0, 1], or an unknown colour map.
+        ValueError: for NaN, a value out of range, a wrong shape, or an unknown colour map.
+        TypeError: if ``heatmaps`` is not a tensor.
     """
     _check_heatmaps(heatmaps, colormap)
-    return _look_up(_table(colormap).to(heatmaps.device), heatmaps)
+    return _look_up(_colours_of(colormap).to(heatmaps.device), heatmaps)
 
 
 def denormalize(
@@ -152,20 +157,21 @@ def denormalize(
     mean: Sequence[float] = (0.485, 0.456, 0.406),
     std: Sequence[float] = (0.229, 0.224, 0.225),
 ) -> torch.Tensor:
-    """Undoes the normalisation of a torchvision preset, so that images can be looked at.
+    """Undoes the normalisation of a model's preprocessing, so that the images can be shown.
 
     Args:
         images: normalised floats, ``(..., C, H, W)``.
-        preset: what ``weights.transforms()`` gives; its mean and deviation are used.
-        mean: mean of each channel, where there is no preset; ImageNet's by default.
-        std: standard deviation of each channel, likewise.
+        preset: the preprocessing, as ``weights.transforms()`` of torchvision returns it. Its mean and
+            standard deviation then take the place of the next two arguments.
+        mean: mean of each channel; by default that of ImageNet.
+        std: standard deviation of each channel; by default that of ImageNet.
 
     Returns:
-        Images of the same shape and type, clipped to [0, 1].
+        Images of the same shape and dtype, clipped to [0, 1].
 
     Raises:
-        ValueError: if the number of channels is another.
-        TypeError: for images that are not floats.
+        ValueError: if the images, the mean and the standard deviation differ in their number of channels.
+        TypeError: if ``images`` is not a tensor of floats.
 
     Example:
         >>> import camkit, torch
@@ -191,20 +197,21 @@ def grid(
     row_labels: Sequence[str] | None = None,
     column_labels: Sequence[str] | None = None,
 ) -> Image.Image:
-    """Lays pictures out in labelled rows and columns on white, as a paper's figures do.
+    """Lays out pictures in rows and columns on white, with labels, as figures of papers do.
 
-    Every picture is centred in a cell; columns are as wide, and rows as high, as their largest picture.
+    Each picture is centred in its cell. Columns are as wide, and rows as high, as their largest picture or
+    label.
 
     Args:
-        rows: the pictures, row by row; rows may differ in length.
-        row_labels: a label for each row, to its left.
-        column_labels: a label for each column, above it.
+        rows: the pictures, row by row. Rows may differ in length.
+        row_labels: a label for each row, shown to its left.
+        column_labels: a label for each column, shown above it.
 
     Returns:
         One RGB image.
 
     Raises:
-        ValueError: if there is no picture, or for a wrong number of labels.
+        ValueError: if there is no picture, or the number of labels is wrong.
 
     Example:
         >>> import camkit
@@ -216,27 +223,25 @@ def grid(
     columns = max((len(row) for row in rows), default=0)
     if columns == 0:
         raise ValueError(checks.error_message("rows", "at least one picture", "none"))
-    for name, labels, count in (
-        ("row_labels", row_labels, len(rows)),
-        ("column_labels", column_labels, columns),
-    ):
+    labelled = [("row_labels", row_labels, len(rows)), ("column_labels", column_labels, columns)]
+    for name, labels, count in labelled:
         if labels is not None and len(labels) != count:
             raise ValueError(checks.error_message(name, f"{count} labels", len(labels)))
-    gap = 4
+    gap = 4  # pixels
     widths = [max((r[c].width for r in rows if c < len(r)), default=0) for c in range(columns)]
     heights = [max((picture.height for picture in row), default=0) for row in rows]
     font = ImageFont.load_default(size=max(10, min(20, max(heights) // 8)))
-    # A column is at least as wide as its label, so that no label is cut.
+    # Make room for the labels too, so that none is cut.
     if column_labels is not None:
-        widths = [max(w, _extent(t, font)[0]) for w, t in zip(widths, column_labels, strict=True)]
+        widths = [max(w, _text_size(t, font)[0]) for w, t in zip(widths, column_labels, strict=True)]
     if row_labels is not None:
-        heights = [max(h, _extent(t, font)[1]) for h, t in zip(heights, row_labels, strict=True)]
-    left = gap + max((_extent(t, font)[0] + 2 * gap for t in row_labels or ()), default=0)
-    top = gap + max((_extent(t, font)[1] + 2 * gap for t in column_labels or ()), default=0)
+        heights = [max(h, _text_size(t, font)[1]) for h, t in zip(heights, row_labels, strict=True)]
+    left = gap + max((_text_size(t, font)[0] + 2 * gap for t in row_labels or ()), default=0)
+    top = gap + max((_text_size(t, font)[1] + 2 * gap for t in column_labels or ()), default=0)
+    # Two gaps between columns, so that the labels above them stay apart, and one between rows.
     lefts = [left + sum(widths[:c]) + gap * 2 * c for c in range(columns)]
     tops = [top + sum(heights[:r]) + gap * r for r in range(len(rows))]
-    size = (lefts[-1] + widths[-1] + gap, tops[-1] + heights[-1] + gap)
-    canvas = Image.new("RGB", size, "white")
+    canvas = Image.new("RGB", (lefts[-1] + widths[-1] + gap, tops[-1] + heights[-1] + gap), "white")
     draw = ImageDraw.Draw(canvas)
     for x, width, label in zip(lefts, widths, column_labels or (), strict=False):
         draw.text((x + width / 2, top / 2), label, fill="black", font=font, anchor="mm", align="center")
@@ -251,22 +256,22 @@ def grid(
     return canvas
 
 
-def _extent(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> tuple[int, int]:
-    """Width and height of a text of one or more lines."""
+def _text_size(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> tuple[int, int]:
+    """Returns the width and height of a text of one or more lines."""
     box = ImageDraw.Draw(Image.new("RGB", (1, 1))).multiline_textbbox((0, 0), text, font=font)
     return round(box[2]), round(box[3])
 
 
 @cache
-def _table(colormap: str) -> torch.Tensor:
-    """The colours of a map, ``(256, 3)``, in [0, 1]."""
+def _colours_of(colormap: str) -> torch.Tensor:
+    """Returns the colours of a colour map, ``(256, 3)``, in [0, 1]."""
     colours = np.frombuffer(bytes.fromhex(TABLES[colormap]), np.uint8).reshape(256, 3)
     return torch.from_numpy(colours.astype(np.float32) / 255)
 
 
 def _look_up(colours: torch.Tensor, heatmaps: torch.Tensor) -> torch.Tensor:
-    """The colours ``(256, 3)`` of heatmaps ``(..., H, W)`` in [0, 1], as a new ``(..., 3, H, W)``."""
-    # 256 equal bins, the last of which holds 1.
+    """Looks up heatmaps ``(..., H, W)`` in [0, 1] among colours ``(256, 3)``: a new ``(..., 3, H, W)``."""
+    # 256 equal bins, the last of which holds 1, as in overlay.
     index = (heatmaps.detach().float() * 256).clamp_(max=255).int().flatten()
     found = colours.new_empty(*heatmaps.shape[:-2], 3, *heatmaps.shape[-2:])
     for channel, values in zip(found.unbind(-3), colours.T.contiguous(), strict=True):
@@ -283,37 +288,34 @@ def _check_heatmaps(heatmaps: torch.Tensor, colormap: str) -> None:
     checks.tensor("heatmaps", heatmaps)
     checks.one_of("colormap", colormap, TABLES)
     if heatmaps.ndim < 2:
-        got = checks.shape_of(heatmaps) or "a number"
-        raise ValueError(checks.error_message("heatmaps", "shape (..., H, W)", got))
-    _in_unit_range("heatmaps", heatmaps, "camkit.normalize brings raw maps there")
+        raise ValueError(checks.error_message("heatmaps", "shape (..., H, W)", checks.shape_of(heatmaps)))
+    _require_unit_range("heatmaps", heatmaps, "camkit.normalize brings raw maps there")
 
 
-def _in_unit_range(name: str, values: torch.Tensor | np.ndarray[Any, Any], hint: str) -> None:
+def _require_unit_range(name: str, values: torch.Tensor | np.ndarray[Any, Any], hint: str) -> None:
     if 0 in values.shape:
-        raise ValueError(
-            checks.error_message(name, "at least one value", checks.shape_of(tuple(values.shape)))
-        )
+        raise ValueError(checks.error_message(name, "at least one value", checks.shape_of(values.shape)))
     if isinstance(values, torch.Tensor):
         low, high = (value.item() for value in torch.aminmax(values.detach()))
     else:
         low, high = values.min().item(), values.max().item()
-    if math.isnan(low):  # of all values, if one of them is
+    if math.isnan(low):  # the minimum is NaN if any value is
         raise ValueError(checks.error_message(name, "values in [0, 1]", "NaN"))
-    # What interpolation and float16 add to a 1 is no mistake of the caller's.
+    # Interpolation and float16 may bring a value slightly out of range, without a mistake of the caller.
     if low < -1e-3 or high > 1 + 1e-3:
         got = f"values in [{low:.4g}, {high:.4g}]"
         raise ValueError(checks.error_message(name, "values in [0, 1]", got, hint))
 
 
 def _to_picture(image: ImageLike) -> Image.Image:
-    """A picture as RGB, or RGBA where it has transparency."""
+    """Converts a picture to RGB, or to RGBA if it has transparency."""
     if isinstance(image, str | os.PathLike):
         with Image.open(image) as file:
             return _to_picture(ImageOps.exif_transpose(file))
     if isinstance(image, Image.Image):
-        if image.mode.startswith("I;16"):  # convert() would clip 16 bits to 8
+        if image.mode.startswith("I;16"):  # convert() would turn all values above 255 into white
             image = Image.fromarray((np.asarray(image) // 257).astype(np.uint8))
-        if image.mode in ("I", "F"):  # no range is agreed on for these: read as arrays are
+        if image.mode in ("I", "F"):  # modes without an agreed range: the rules for arrays apply
             return _to_picture(np.asarray(image))
         mode = "RGBA" if image.has_transparency_data else "RGB"
         return image if image.mode == mode else image.convert(mode)
@@ -333,8 +335,7 @@ def _to_picture(image: ImageLike) -> Image.Image:
     if array.ndim != 3 or array.shape[2] not in (1, 3, 4):
         raise ValueError(checks.error_message("image", f"shape {axes}", checks.shape_of(image.shape)))
     if np.issubdtype(array.dtype, np.floating):
-        hint = "camkit.denormalize undoes a preset's normalisation"
-        _in_unit_range("image", array, hint)
+        _require_unit_range("image", array, "camkit.denormalize undoes a preset's normalisation")
         array = np.rint(array * np.float32(255)).astype(np.uint8)
     elif array.dtype != np.uint8:
         raise TypeError(checks.error_message("image", "uint8, or floats in [0, 1]", array.dtype))
@@ -342,7 +343,7 @@ def _to_picture(image: ImageLike) -> Image.Image:
 
 
 def _on_white(picture: Image.Image) -> Image.Image:
-    """The same picture without transparency."""
+    """Puts a picture on white, so that it has no transparency any more."""
     if picture.mode == "RGB":
         return picture
     white = Image.new("RGBA", picture.size, "white")

@@ -1,4 +1,7 @@
-"""Head surgery: any backbone becomes trunk -> global pooling -> one linear layer, whose CAM is exact."""
+"""Head surgery: turns any backbone into a network whose class activation map is exact.
+
+The network is the trunk of the backbone, global pooling and one new linear layer.
+"""
 
 import copy
 import itertools
@@ -20,22 +23,30 @@ from camkit.model.modules import layer_name, prototype, require_floats, unwrap
 
 
 class ClassMaps(NamedTuple):
-    """Logits ``(N, classes)``, and the class activation map of every class ``(N, classes, h, w)``."""
+    """The logits of a batch, and the class activation map of every class.
+
+    Attributes:
+        logits: shape ``(N, classes)``.
+        maps: raw signed maps, ``(N, classes, h, w)``.
+    """
 
     logits: torch.Tensor
     maps: torch.Tensor
 
 
 class CAMNet(nn.Module):
-    """A CAM network: a trunk, global pooling and one linear layer. Made by :func:`attach_gap_head`.
+    """A CAM network: a trunk, global pooling and one linear layer, as :func:`attach_gap_head` makes it.
 
     Attributes:
-        trunk: a copy of the model, what comes after the layer cut away. Its parameters and buffers keep the
-            model's names, so ``net.trunk.load_state_dict(published, strict=False)`` loads published
+        trunk: a copy of the model without the modules after the layer. Its parameters and buffers keep the
+            model's names, so that ``net.trunk.load_state_dict(published, strict=False)`` loads published
             weights.
         head: the new layers, a :class:`CAMHead`.
         layer: name of the trunk's last layer.
-        frozen: whether the trunk stays in evaluation mode in :meth:`train`.
+        frozen: whether the trunk stays in evaluation mode when the network trains.
+
+    References:
+        Zhou et al., *Learning Deep Features for Discriminative Localization*, CVPR 2016.
     """
 
     def __init__(self, trunk: nn.Module, head: "CAMHead", layer: str, *, frozen: bool) -> None:
@@ -45,62 +56,83 @@ class CAMNet(nn.Module):
         self.layer = layer
         self.frozen = frozen
         self._capture = _Capture()
-        # First in line: it takes what the layer gives, and not what other hooks make of that.
+        # Put our hook first, so that we capture the output before other hooks change it.
         trunk.get_submodule(layer).register_forward_hook(self._capture, prepend=True)
         if frozen:
             trunk.requires_grad_(False)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Logits ``(N, classes)`` of a batch ``(N, C, H, W)``."""
+        """Computes the logits ``(N, classes)`` of a batch ``(N, C, H, W)``."""
         logits: torch.Tensor = self.head(self._activation(x))
         return logits
 
     @torch.no_grad()
     def class_maps(self, x: torch.Tensor) -> ClassMaps:
-        r"""Logits and the maps of all classes, in one pass and without a gradient.
+        r"""Computes the logits and the maps of all classes in one pass, without a gradient.
 
-        With average pooling, the mean of map c plus the bias of class c is logit c.
+        .. math::
+            M_c = \sum_k w_{ck} A_k
+
+        With average pooling, the mean of :math:`M_c` plus the bias of class c is logit c.
 
         Args:
             x: inputs, ``(N, C, H, W)``.
 
         Returns:
-            ``logits`` ``(N, classes)`` and raw signed ``maps`` ``(N, classes, h, w)``.
+            The ``logits`` ``(N, classes)`` and the raw signed ``maps`` ``(N, classes, h, w)``.
+
+        References:
+            Zhou et al., CVPR 2016, equation 2.
         """
         features = self.head.features(self._activation(x))
         maps = torch.einsum("kc,nc...->nk...", self.head.linear.weight, features)
         return ClassMaps(self.head.classify(features), maps)
 
     def train(self, mode: bool = True) -> Self:
-        """As any module's, but a frozen trunk stays in evaluation mode: its statistics do not drift."""
+        """Sets the mode of the network, but keeps a frozen trunk in evaluation mode.
+
+        The running statistics of the trunk's batch normalisations so stay as they are.
+
+        Args:
+            mode: ``True`` for training mode, ``False`` for evaluation mode.
+
+        Returns:
+            The network itself.
+        """
         super().train(mode)
         if self.frozen:
             self.trunk.eval()
         return self
 
     def unfreeze(self) -> Self:
-        """Lets all of the network train, in the mode that it is in."""
+        """Makes the trunk trainable and puts it in the mode that the network is in.
+
+        Returns:
+            The network itself.
+        """
         self.frozen = False
         self.trunk.requires_grad_(True)
         return self.train(self.training)
 
     def extra_repr(self) -> str:
-        """What ``print`` shows beside the modules."""
+        """The layer and the flag, as ``print`` shows them."""
         return f"layer={self.layer!r}, frozen={self.frozen}"
 
     def _activation(self, x: torch.Tensor) -> torch.Tensor:
+        # The trunk's own return value means nothing; the hook on its last layer keeps the activation.
         self.trunk(x)
         return _captured.activations.pop(self._capture.key)
 
 
 class CAMHead(nn.Module):
-    """What comes after the trunk: features -> global pooling -> linear.
+    """The part of a CAM network after the trunk: features, global pooling, linear layer.
 
     Attributes:
-        features: what makes ``(N, C, *spatial)`` of the trunk's activation: its layout, an activation
-            function that the model applied outside any module, the optional convolution.
+        features: turns the trunk's activation into features ``(N, C, *spatial)``. It holds, where needed, a
+            change of layout, an activation function that the model applied outside any module, and the
+            optional convolution with its ReLU.
         pool: global average or max pooling.
-        linear: the linear layer; its weights are those of the class activation map.
+        linear: the linear layer. Its weights are the weights of the class activation map.
     """
 
     def __init__(self, features: nn.Sequential, pool: nn.Module, linear: nn.Linear) -> None:
@@ -110,11 +142,11 @@ class CAMHead(nn.Module):
         self.linear = linear
 
     def forward(self, activation: torch.Tensor) -> torch.Tensor:
-        """Logits ``(N, classes)`` of the trunk's activation."""
+        """Computes the logits ``(N, classes)`` from the trunk's activation."""
         return self.classify(self.features(activation))
 
     def classify(self, features: torch.Tensor) -> torch.Tensor:
-        """Logits ``(N, classes)`` of features ``(N, C, *spatial)``."""
+        """Computes the logits ``(N, classes)`` from features ``(N, C, *spatial)``."""
         logits: torch.Tensor = self.linear(self.pool(features).flatten(1))
         return logits
 
@@ -129,30 +161,34 @@ def attach_gap_head(
     input_shape: Sequence[int] = (3, 224, 224),
     freeze: bool = True,
 ) -> CAMNet:
-    """Makes a CAM network of any backbone: its trunk, global pooling, and one new linear layer.
+    """Makes a CAM network from any backbone: its trunk, global pooling and one new linear layer.
 
-    The model stays as it is; the network has a copy of its trunk, and no copy of what came after it.
-    The layer is found by a dry run of a stand-in for the model.
+    The model itself is not changed. The network holds a copy of its trunk, and no copy of the modules after
+    the trunk. A dry run of a stand-in for the model finds the layer.
 
     Args:
-        model: any module that takes images: torchvision's classifiers, transformers included, or your own.
+        model: any module that takes images, such as a torchvision classifier (transformers included) or
+            your own.
         num_classes: number of classes of the new linear layer.
-        layer: where the trunk ends, by name or as the module: its output, without a function that the model
-            applies to it afterwards. By default the last spatial layer, with such a function (DenseNet's
-            ReLU). An earlier one gives a finer map: VGG16's ``"features.29"`` has 14 x 14 positions.
+        layer: the layer that ends the trunk, by name or as the module; its output is pooled as it is. By
+            default the last spatial layer, followed by the activation function if the model applies one to
+            its output outside any module (DenseNet's ReLU). An earlier layer gives a finer map: VGG16's
+            ``"features.29"`` has 14 x 14 positions.
         pooling: ``"avg"`` (Zhou et al.) or ``"max"`` (Oquab et al., CVPR 2015).
-        conv_channels: if given, a new 3 x 3 convolution with so many channels and a ReLU come before the
-            pooling, as in the networks that Zhou et al. released (1,024).
-        input_shape: shape of one input without the batch, ``(C, H, W)``, for the dry run.
-        freeze: whether only the new layers train; see :meth:`CAMNet.unfreeze`.
+        conv_channels: adds a 3 x 3 convolution with this number of channels and a ReLU before the pooling,
+            as in the networks that Zhou et al. released (1,024). Not added by default.
+        input_shape: shape of one input without the batch dimension, ``(C, H, W)``, for the dry run.
+        freeze: whether only the new layers train. :meth:`CAMNet.unfreeze` makes the trunk trainable later.
 
     Returns:
-        The network, on the device and in the type and mode of the model, its new layers drawn at random.
+        The network, with the device, dtype and mode of the model. The new layers have random weights.
 
     Raises:
-        ValueError: for a layer that is not there, did not run once or has no spatial size; for a model
-            without a spatial layer or that cannot take such an input; for other values out of range.
-        TypeError: for arguments of another kind.
+        ValueError: if the model has no such layer, if the layer did not run exactly once or has no spatial
+            size; if the model has no spatial layer, cannot take such an input, or computes something else
+            once it is copied; for a value out of range.
+        TypeError: for an argument of the wrong type, a quantized model, or a model that
+            :func:`copy.deepcopy` cannot copy.
 
     Example:
         >>> import camkit, torch, torchvision
@@ -176,18 +212,21 @@ def attach_gap_head(
     name = None if layer is None else layer_name(model, layer)
     dry = DryRun.of(model, (2, *input_shape))
     place = find_features(dry) if name is None else locate(dry, name)
-    head = _head(model, place, num_classes, pooling, conv_channels)
-    net = CAMNet(_trunk(model, place), head, place.name, frozen=freeze)
+    head = _make_head(model, place, num_classes, pooling, conv_channels)
+    net = CAMNet(_make_trunk(model, place), head, place.name, frozen=freeze)
     return net.train(model.training)
 
 
-def _head(
+def _make_head(
     model: nn.Module, place: Location, num_classes: int, pooling: str, conv_channels: int | None
 ) -> CAMHead:
+    """The new layers for the activation at ``place``, on the device and in the dtype of the model."""
+    # 1, 2 or 3 spatial dimensions; they choose between the classes such as Conv1d, Conv2d and Conv3d.
     dims = len(place.dry.trace.input_shape) - 2
     features = OrderedDict[str, nn.Module]()
     if place.layout != Layout():
         features["grid"] = _ChannelsFirst(place.layout)
+    # Only a layer that was found by default has these: a layer named by the user is pooled as it is.
     if place.activations:
         features["activation"] = place.activation
     channels = place.channels
@@ -202,7 +241,7 @@ def _head(
 
 
 class _ChannelsFirst(nn.Module):
-    """Turns the trunk's activation into ``(N, C, *spatial)``."""
+    """Turns an activation of a given layout into ``(N, C, *spatial)``."""
 
     def __init__(self, layout: Layout) -> None:
         super().__init__()
@@ -216,10 +255,10 @@ class _ChannelsFirst(nn.Module):
 
 
 class _Captured(threading.local):
-    """What the trunks' layers gave in this thread's passes, by the key of their hook.
+    """The activations that the passes of this thread captured, by the key of the hook.
 
-    Of a thread, so that threads can share a network, and not of the network, so that it can be copied,
-    pickled and compiled.
+    They are stored for each thread, so that threads can share a network. They are not stored in the network,
+    so that it can be copied, pickled and compiled.
     """
 
     def __init__(self) -> None:
@@ -231,63 +270,74 @@ _keys = itertools.count()
 
 
 class _Capture:
-    """A hook that takes the layer's output; what is left of the trunk runs on a copy, which nobody reads."""
+    """A forward hook that captures the output of the trunk's last layer."""
 
     def __init__(self) -> None:
         self.key = next(_keys)
 
     def __call__(self, module: nn.Module, args: object, output: torch.Tensor) -> torch.Tensor:
         _captured.activations[self.key] = output
+        # The rest of the trunk runs on a detached copy. Its result is not used, needs no graph, and an
+        # in-place operation in it must not change the captured tensor.
         return output.detach().clone()
 
 
-def _trunk(model: nn.Module, place: Location) -> nn.Module:
-    """A copy of the model in which the modules that run only after the layer are identities.
+def _make_trunk(model: nn.Module, place: Location) -> nn.Module:
+    """A copy of the model in which identities replace the modules that the layer's output does not need.
 
     Raises:
         TypeError: if the model cannot be copied.
+        ValueError: if the copy does not compute the layer's output in the same way as the model.
     """
     trace = place.dry.trace
     parts = place.name.split(".")
+    # The modules around the layer, from the model itself ("") down to the layer's parent.
     ancestors = [".".join(parts[:depth]) for depth in range(len(parts))]
-    # Where an identity does not fit (an attention with three inputs), the layer's own block stays whole.
+    # A module may not work with an identity inside: an identity takes one input, and an attention three. So
+    # if the trunk fails, the innermost module around the layer stays whole, then the next one, and so on.
     while True:
-        trunk = _copy(model, _modules_after(model, place, ancestors))
+        trunk = _copy_with_identities(model, _unneeded_children(model, place, ancestors))
         try:
             again = record(trunk, trace.input_shape, place.dry.device)
-            (same,) = again.outputs_of(place.name)
+            (copied,) = again.outputs_of(place.name)
         except Exception:
-            same = None
-        if same is not None and again.history(same) == trace.history(place.value):
+            copied = None
+        if copied is not None and again.history(copied) == trace.history(place.value):
             return trunk
         if not ancestors:
-            expected = "a model whose copy does what it does"
+            expected = "a model whose copy does the same operations"
             raise ValueError(checks.error_message("model", expected, place.dry.kind))
         ancestors.pop()
 
 
-def _modules_after(model: nn.Module, place: Location, ancestors: Sequence[str]) -> list[nn.Module]:
-    """The children of these modules that take no part in what the layer gives."""
+def _unneeded_children(model: nn.Module, place: Location, ancestors: Sequence[str]) -> list[nn.Module]:
+    """The children of the modules named ``ancestors`` that the output of the layer does not need."""
     trace = place.dry.trace
     end = [name for name, _ in trace.calls].index(place.name)
-    # What started before the layer ended, and what has a parameter in its output without ever being called.
-    alive = {name for name, ended in trace.started.items() if ended <= end}
-    alive |= {trace.parameters[v] for v in trace.ancestors(place.value) if v in trace.parameters}
-    dead = []
+    # A module is needed if it started before the layer ended. It is also needed if the layer's output was
+    # computed from one of its parameters, which may happen without a call of the module.
+    needed = {name for name, ended in trace.started.items() if ended <= end}
+    needed |= {trace.parameters[v] for v in trace.ancestors(place.value) if v in trace.parameters}
+    unneeded = []
     for ancestor in ancestors:
         for child, module in model.get_submodule(ancestor).named_children():
             name = f"{ancestor}.{child}" if ancestor else child
-            if not any(a == name or a.startswith(f"{name}.") for a in alive):
-                # A list is never called: it stays, with identities in it.
+            if not any(n == name or n.startswith(f"{name}.") for n in needed):
+                # The model may iterate over a list or index it, so the list stays and its entries go.
                 is_list = isinstance(module, nn.ModuleList | nn.ModuleDict)
-                dead += list(module.children()) if is_list else [module]
-    return dead
+                unneeded += list(module.children()) if is_list else [module]
+    return unneeded
 
 
-def _copy(model: nn.Module, dead: Sequence[nn.Module]) -> nn.Module:
-    """A deep copy with identities in the place of ``dead``, which is not copied."""
+def _copy_with_identities(model: nn.Module, replaced: Sequence[nn.Module]) -> nn.Module:
+    """A deep copy of the model in which an identity stands for each of the modules ``replaced``.
+
+    Raises:
+        TypeError: if the model cannot be copied.
+    """
     try:
-        return copy.deepcopy(model, memo={id(module): nn.Identity() for module in dead})
+        # deepcopy looks in its memo first, so that it takes the identity and never copies the module.
+        return copy.deepcopy(model, memo={id(module): nn.Identity() for module in replaced})
     except Exception as error:
         expected = "a model that copy.deepcopy can copy"
         got = f"{type(model).__name__} ({type(error).__name__}: {error})"

@@ -301,8 +301,7 @@ MODELS = [
         quantized,
         TypeError,
         "model: expected layers of floats, got Quantize '0' of a quantized model; camkit.EigenCAM, ScoreCAM "
-        "and "
-        "others that look at activations and outputs only explain it",
+        "and other methods that only read activations and outputs explain it",
     ),
     Row(
         "nothing spatial",
@@ -377,8 +376,7 @@ SPATIAL_LAYER = (
 TOKENS = "layout: expected an output (N, {}, C), and a grid of 2 dimensions for tokens {}, got "
 DIFFERENTIABLE = (
     "differentiable: expected False for {}, got True; methods with keeps_graph, such as camkit.GradCAM, "
-    "have maps to "
-    "train through"
+    "have maps you can backpropagate through"
 )
 
 
@@ -435,9 +433,8 @@ LAYERS = [
         ["GradCAM", "AblationCAM", "LIFTCAM", "ShapleyCAM"],
         Transformer,
         ValueError,
-        "layer: expected a layer whose positions reach the score, got 'blocks.1', of which only the tokens "
-        "beside "
-        "the grid do; an earlier one serves",
+        "layer: expected a layer whose positions reach the score, got 'blocks.1', where only tokens outside "
+        "the grid reach it; name an earlier layer",
         {"layer": "blocks.1", "x": torch.rand(2, 3, 16, 12, generator=torch.Generator().manual_seed(1))},
     ),
     layout(
@@ -458,7 +455,7 @@ LAYERS = [
         "no layer",
         Plain,
         {"layout": "channels_first"},
-        "expected layer= with it, whose layout it is, got no layer",
+        "expected layer= too, which names the layer with this layout, got no layer",
         ValueError,
     ),
     layout(
@@ -596,7 +593,7 @@ TARGETS = [
         "no CAM of it",
         lambda y: y[:, 0],
         TypeError,
-        "classes, which are what CAM explains, got a function",
+        "classes, the only targets of CAM, got a function",
         ["CAM"],
     ),
     target("no tensor", lambda y: 3, TypeError, "a function that returns a tensor, got int"),

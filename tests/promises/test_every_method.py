@@ -1,6 +1,7 @@
 """What holds for every method of the registry."""
 
 import gc
+import inspect
 import random
 import re
 from pathlib import Path
@@ -41,10 +42,25 @@ def test_the_readme_names_every_method() -> None:
 
 @pytest.mark.parametrize("name", camkit.METHODS)
 def test_every_docstring_says_what_a_reader_asks(name: str) -> None:
-    text = camkit.METHODS[name].__doc__ or ""
-    for part in ("Args:", ".. math::", "Departs from the paper:"):
+    text = " ".join((camkit.METHODS[name].__doc__ or "").split())
+    for part in ("For the shared arguments, see :class:`camkit.Explainer`.", "Departs from the paper:"):
         assert part in text, part
     assert "References:" in text or name == "RandomCAM"
+
+
+@pytest.mark.parametrize("name", camkit.METHODS)
+def test_every_formula_defines_the_map_and_stands_once(name: str) -> None:
+    """The documentation inserts the attribute into the docstring, which does not repeat it."""
+    assert camkit.METHODS[name].formula.startswith("M = ")
+    assert ".. math::" not in (camkit.METHODS[name].__doc__ or "")
+
+
+@pytest.mark.parametrize("name", camkit.METHODS)
+def test_every_docstring_describes_the_arguments_of_its_method_alone(name: str) -> None:
+    method = camkit.METHODS[name]
+    own = inspect.get_annotations(method).keys() - {"fuse"}  # where it is a field, it is no argument
+    text = (method.__doc__ or "").partition("Args:\n")[2].partition("\n\n")[0]
+    assert set(re.findall(r"^ {8}(\w+):", text, re.MULTILINE)) == own
 
 
 @pytest.mark.parametrize("name", camkit.METHODS)

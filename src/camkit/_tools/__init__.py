@@ -1,1 +1,1 @@
-"""Helpers that know nothing of models or maps."""
+"""Helpers for arguments, nested outputs, random numbers and colour maps; they use nothing else of camkit."""

@@ -1,4 +1,7 @@
-"""Argument checks, all in one wording: what it is about, what was expected, what came."""
+"""Checks of arguments, and the one wording of all error messages.
+
+Each check raises an error that names the argument if its value is wrong, and does nothing otherwise.
+"""
 
 import difflib
 import sys
@@ -10,25 +13,32 @@ import torch
 
 
 def error_message(name: str, expected: str, got: object, hint: str = "") -> str:
-    """The one wording of every error: ``name: expected ..., got ...; hint``."""
+    """Words an error message as ``name: expected ..., got ...; hint``.
+
+    Args:
+        name: the argument, by its name in the user's call.
+        expected: a description of the values that are allowed.
+        got: the value, or a description of it.
+        hint: how to put it right, if that can be said.
+    """
     return f"{name}: expected {expected}, got {got}" + (f"; {hint}" if hint else "")
 
 
 def shape_of(tensor: torch.Tensor | Sequence[int]) -> str:
-    """A shape as ``2 x 3 x 224 x 224``."""
+    """Writes a shape, or the shape of a tensor, as ``2 x 3 x 224 x 224``."""
     return " x ".join(str(n) for n in getattr(tensor, "shape", tensor)) or "a single number"
 
 
 def one_of(name: str, value: object, choices: Iterable[str]) -> None:
-    """Raise a ``ValueError`` unless ``value`` is one of ``choices``."""
+    """Raises a ``ValueError`` unless ``value`` is one of ``choices``."""
     choices = list(choices)
     if value not in choices:
         raise ValueError(error_message(name, f"one of {', '.join(map(repr, choices))}", repr(value)))
 
 
 def close_matches(name: str, names: Sequence[str]) -> str:
-    """A hint that lists the names most like ``name``; empty where none is."""
-    # Somebody who gives 'layer4.bn2' means 'layer4.1.bn2': the same last part counts as like it.
+    """Returns a hint with the names most similar to ``name``; empty if there is none."""
+    # The last part counts by itself: whoever writes 'layer4.bn2' probably means 'layer4.1.bn2'.
     tail = name.rpartition(".")[2]
     close = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
     close += [n for n in names if n.rpartition(".")[2] == tail and n not in close][-2:]
@@ -36,13 +46,15 @@ def close_matches(name: str, names: Sequence[str]) -> str:
 
 
 def tensor(name: str, value: object) -> None:
-    """Raise a ``TypeError`` unless ``value`` is a tensor."""
+    """Raises a ``TypeError`` unless ``value`` is a tensor."""
     if not isinstance(value, torch.Tensor):
         raise TypeError(error_message(name, "a tensor", type(value).__name__))
 
 
 def warn(message: str) -> None:
-    """Warn, as of the line outside camkit that called it."""
+    """Issues a warning that points to the user's line of code that called camkit."""
+    # A warning usually points to the line that issues it. Here that line is inside camkit and tells nobody
+    # anything, so count the frames up to the first one outside.
     level, frame = 1, sys._getframe()
     while frame.f_back is not None and frame.f_globals.get("__name__", "").split(".")[0] == "camkit":
         level, frame = level + 1, frame.f_back
@@ -50,27 +62,34 @@ def warn(message: str) -> None:
 
 
 def positive(name: str, value: object) -> None:
-    """Raise unless ``value`` is an int above zero."""
-    index(name, value)
-    if value < 1:  # type: ignore[operator]
+    """Raises unless ``value`` is an int above zero."""
+    if index(name, value) < 1:
         raise ValueError(error_message(name, "a positive number", value))
 
 
-def index(name: str, value: object) -> None:
-    """Raise a ``TypeError`` unless ``value`` is an int."""
+def index(name: str, value: object) -> int:
+    """Returns ``value`` if it is an int, and raises a ``TypeError`` otherwise."""
+    # Python's bool is a kind of int, but as a number it is almost certainly a mistake.
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(error_message(name, "an int", type(value).__name__))
+    return value
 
 
 def seed(value: object) -> None:
-    """Raise unless ``value`` is an int from zero on."""
-    index("seed", value)
-    if value < 0:  # type: ignore[operator]
+    """Raises unless ``value`` is an int, zero or more."""
+    if index("seed", value) < 0:
         raise ValueError(error_message("seed", "zero or more", value))
 
 
 def lengths(name: str, expected: str, value: object, count: int | None = None) -> None:
-    """Raise unless ``value`` is positive ints, so many if it is told."""
+    """Raises unless ``value`` is a list or tuple of positive ints.
+
+    Args:
+        name: the argument, by its name in the user's call.
+        expected: a description of the lengths that are allowed, for the message.
+        value: the argument.
+        count: how many lengths there must be; any number if it is ``None``.
+    """
     if not isinstance(value, list | tuple) or not all(isinstance(n, Integral) for n in value):
         raise TypeError(error_message(name, expected, repr(value)))
     if count not in (None, len(value)) or min(value, default=0) < 1:
@@ -78,7 +97,7 @@ def lengths(name: str, expected: str, value: object, count: int | None = None) -
 
 
 def not_negative(name: str, value: object) -> None:
-    """Raise unless ``value`` is a finite number from zero on."""
+    """Raises unless ``value`` is a finite number, zero or more."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise TypeError(error_message(name, "a number", type(value).__name__))
     if not 0 <= value < float("inf"):

@@ -1,4 +1,4 @@
-"""Colour maps: 256 RGB colours each, in hexadecimal.
+"""Tables of colour maps: 256 RGB colours for each, from 0 to 1, in hexadecimal.
 
 viridis, inferno, magma and plasma are by Nathaniel Smith and Stefan van der Walt (CC0), turbo by Anton
 Mikhailov (Apache 2.0); jet is MATLAB's classic rainbow; coolwarm is Kenneth Moreland's diverging map.

@@ -1,4 +1,4 @@
-"""Tensors in nested tuples, lists, dicts and dataclasses: what models return and functions take."""
+"""Tensors inside nested tuples, lists, dicts and dataclasses, as models return them and take them."""
 
 import copy
 import dataclasses
@@ -10,7 +10,7 @@ import torch
 
 
 def tensors_in(nested: object) -> Iterator[torch.Tensor]:
-    """Every tensor in there, in order."""
+    """Yields every tensor in a nested value, in order. The value may also be a tensor itself."""
     if isinstance(nested, torch.Tensor):
         yield nested
     elif isinstance(nested, dict):
@@ -30,19 +30,31 @@ def _is_tensor(value: object) -> bool:
 def map_leaves(
     function: Callable[[Any], Any], nested: Any, is_leaf: Callable[[object], bool] = _is_tensor
 ) -> Any:
-    """``nested`` with ``function`` of every leaf in its place; tensors are leaves, if not told otherwise."""
+    """Copies a nested value and replaces every leaf in it by the result of a function.
+
+    Args:
+        function: function from a leaf to its replacement.
+        nested: tuples, lists, dicts and dataclasses, or a leaf. It is not changed.
+        is_leaf: whether a value is a leaf; by default, tensors are. Anything else that is not a container is
+            kept as it is.
+
+    Returns:
+        A value of the same structure and types.
+    """
     if is_leaf(nested):
         return function(nested)
     if isinstance(nested, dict):
-        new = copy.copy(nested)
+        new = copy.copy(nested)  # keeps the type, such as OrderedDict or the output class of a library
         for key, value in nested.items():
             new[key] = map_leaves(function, value, is_leaf)
         return new
     if isinstance(nested, tuple) and hasattr(nested, "_fields"):
+        # A named tuple takes its fields one by one; other tuples and lists take one iterable.
         return type(nested)(*(map_leaves(function, value, is_leaf) for value in nested))
     if isinstance(nested, list | tuple):
         return type(nested)(tuple(map_leaves(function, value, is_leaf) for value in nested))
     if dataclasses.is_dataclass(nested) and not isinstance(nested, type):
+        # Fields that __init__ does not take are computed anew from the others.
         names = [field.name for field in dataclasses.fields(nested) if field.init]
         new_values = {name: map_leaves(function, getattr(nested, name), is_leaf) for name in names}
         return dataclasses.replace(nested, **new_values)
@@ -50,24 +62,36 @@ def map_leaves(
 
 
 def detach_all(nested: Any) -> Any:
-    """``nested`` with every tensor in it out of the graph."""
+    """Copies a nested value with every tensor in it detached from the graph."""
     return map_leaves(torch.Tensor.detach, nested)
 
 
 def split(nested: Any, size: int, total: int) -> list[Any]:
-    """A model's output for ``total`` images as one such output for each ``size`` of them.
+    """Splits the output of a model for a batch into outputs for parts of the batch.
 
-    Tensors are cut along their first dimension, and so is a list of one thing per image, as detectors return
-    it; what has not a row per image is in every part.
+    Tensors with one row per image are cut along their first dimension. A list with one item per image, as
+    detectors return it, is cut as well. Anything else is repeated in every part.
+
+    Args:
+        nested: the output for the whole batch.
+        size: number of images of each part.
+        total: number of images of the batch, a multiple of ``size``.
+
+    Returns:
+        One output for each part, in order.
     """
 
-    def is_row_by_row(value: object) -> bool:
+    def has_one_entry_per_image(value: object) -> bool:
         if isinstance(value, torch.Tensor):
             return value.ndim > 0 and len(value) == total
-        if type(value) not in (list, tuple) or len(value) != total:  # type: ignore[arg-type]
+        # Exactly these types: a named tuple has a fixed number of fields, and cannot be cut.
+        if not isinstance(value, list | tuple) or type(value) not in (list, tuple) or len(value) != total:
             return False
-        rows = any(tensor.ndim and len(tensor) == total for tensor in tensors_in(value))
-        return not rows or all(isinstance(item, dict) for item in value)  # type: ignore[attr-defined]
+        # There may happen to be as many feature maps in a list as images in the batch. Their tensors have a
+        # row per image, so the tensors are cut, and not the list. The dicts of a detector are always one per
+        # image; an image in it may have as many detections as there are images.
+        holds_batches = any(tensor.ndim and len(tensor) == total for tensor in tensors_in(value))
+        return not holds_batches or all(isinstance(item, dict) for item in value)
 
     parts = [slice(start, start + size) for start in range(0, total, size)]
-    return [map_leaves(operator.itemgetter(part), nested, is_row_by_row) for part in parts]
+    return [map_leaves(operator.itemgetter(part), nested, has_one_entry_per_image) for part in parts]

@@ -1,1 +1,1 @@
-"""Backward passes: gradients, and rules in the place of gradients."""
+"""Backward passes: gradients of several scores, and rules that take the place of gradients."""

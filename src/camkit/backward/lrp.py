@@ -1,9 +1,15 @@
-r"""Layer-wise relevance propagation: the score handed back from each sum to its summands.
+r"""Layer-wise relevance propagation (LRP): the score is handed back from each function to its inputs.
 
-The rules are those of Relevance-CAM: linear layers and convolutions by :math:`\alpha = 1, \beta = 0`, sums
-and average poolings in proportion, the winner of a max pooling takes all, normalisation by fixed statistics
-and ReLU hand on what they get. What changes the shape only keeps its gradient, and so do forks, where
-relevances add up.
+The rules are those of Relevance-CAM:
+
+- Linear layers and convolutions use the :math:`\alpha = 1, \beta = 0` rule (:math:`z^+`): an output hands its
+  relevance to its positive contributions :math:`w_{jk} x_j`, in proportion to their size. Biases get none.
+- Sums and average poolings hand it to their inputs in proportion to their contributions.
+- Max pooling hands all of it to the maximum.
+- Activation functions that map zero to zero (ReLU, GELU), normalisation by fixed statistics and scaling by a
+  constant hand it on unchanged.
+- Functions that only change the shape keep their gradient, which moves relevance along. So do forks, where
+  the relevances of the branches add up.
 
 References:
     Lee et al., *Relevance-CAM: Your Model Already Knows Where to Look*, CVPR 2021; Bach et al., *On
@@ -26,58 +32,63 @@ from camkit.maps import safe_divide
 
 
 class Relevance(Propagation):
-    """A context in which gradients by ``start`` are relevances.
+    """A context in which gradients with respect to ``start`` are relevances.
 
     Args:
-        start: the activation down to which relevance goes.
-        kind: class of the model, for messages.
+        start: the activation at which the propagation ends.
+        kind: class name of the model, for error messages.
 
     Raises:
-        ValueError: within it, at a function that has no rule.
+        ValueError: within the context, at a function of the activation that has no rule.
     """
 
     def __init__(self, start: torch.Tensor, kind: str) -> None:
         rules: dict[str, Callable[[Call], Any]] = dict.fromkeys(KEEP_RELEVANCE, lambda call: call.run())
-        rules |= dict.fromkeys(PASS_RELEVANCE, self._pass_through) | dict.fromkeys(
-            AVERAGE_POOLINGS, self._in_proportion
-        )
+        rules |= dict.fromkeys(PASS_RELEVANCE, self._pass_through)
+        rules |= dict.fromkeys(AVERAGE_POOLINGS, self._in_proportion)
         rules |= dict.fromkeys(LINEAR, self._z_plus) | dict.fromkeys(SUMS, self._add)
         rules |= dict.fromkeys(SCALINGS, self._scale)
         super().__init__(start, rules, self._refuse)
         self._kind = kind
-        self._lost: list[torch.Tensor] | None = None
+        # The relevance that each rule loses in a backward pass; None while nobody asks for it.
+        self._losses: list[torch.Tensor] | None = None
 
     def conservation(
         self, outputs: Sequence[torch.Tensor], scores: torch.Tensor, start: torch.Tensor
     ) -> float:
-        """How much of the relevance that starts comes through, 1 if the rules conserve it.
+        """The share of the relevance at the output that arrives at the input; 1 if the rules conserve it.
 
-        Relevance of both signs could cancel, so that it starts with the magnitudes of the gradient of the
-        scores by the outputs. What reaches the input by a way around the layer counts as come through.
+        Relevance of both signs could cancel, so this backward pass starts from magnitudes: those of the
+        gradient of the scores with respect to the outputs. Relevance that bypasses the layer, through a skip
+        connection for example, counts as arrived, because only the losses of the rules are subtracted.
 
         Args:
-            outputs: the model's outputs, made in this context.
-            scores: the scores, made of them.
-            start: where the context begins.
+            outputs: the tensors of the model's output, computed within this context.
+            scores: the scores, computed from them.
+            start: the activation at which the context begins.
+
+        Returns:
+            The share; it is above 1 if relevance was added on the way.
         """
         ones = torch.ones_like(scores)
         towards: tuple[torch.Tensor | None, ...] = torch.autograd.grad(
             scores, outputs, ones, retain_graph=True, allow_unused=True
         )
         begun = [(o, t.abs()) for o, t in zip(outputs, towards, strict=True) if t is not None]
-        self._lost = []
+        # The backward pass runs for its side effect: the rules note their losses.
+        self._losses = []
         torch.autograd.grad([o for o, _ in begun], start, [t for _, t in begun], retain_graph=True)
-        lost, self._lost = sum(float(part) for part in self._lost), None
+        lost, self._losses = sum(float(loss) for loss in self._losses), None
         total = sum(float(t.sum()) for _, t in begun)
         return 1 - lost / total if total else 1.0
 
-    def _tracking_losses(self, backward: Callable[..., tuple[torch.Tensor, ...]]) -> Callable[..., Any]:
-        """A rule that tells, while :meth:`conservation` asks, how much relevance it loses."""
+    def _noting_losses(self, backward: Callable[..., tuple[torch.Tensor, ...]]) -> Callable[..., Any]:
+        """A backward pass that also notes how much relevance it loses, while :meth:`conservation` runs."""
 
         def rule(relevance: torch.Tensor, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
             parts = backward(relevance, *inputs)
-            if self._lost is not None:
-                self._lost.append(relevance.double().sum() - sum(part.double().sum() for part in parts))
+            if self._losses is not None:
+                self._losses.append(relevance.double().sum() - sum(part.double().sum() for part in parts))
             return parts
 
         return rule
@@ -90,12 +101,12 @@ class Relevance(Propagation):
             share = safe_divide(relevance, call.run(x))
             return (x * vector_jacobian(call.run, x, share),)
 
-        return with_backward(call.run, self._tracking_losses(backward), call.args[0])
+        return with_backward(call.run, self._noting_losses(backward), call.args[0])
 
     def _z_plus(self, call: Call) -> torch.Tensor:
         given = dict(zip(("input", "weight", "bias"), call.args, strict=False)) | call.kwargs
         x, weight, bias = given.pop("input"), given.pop("weight"), given.pop("bias", None)
-        if self.reached(weight):
+        if self.reached(weight):  # the product of two activations has no rule
             self._refuse(call)
 
         def run(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
@@ -104,37 +115,41 @@ class Relevance(Propagation):
 
         def backward(relevance: torch.Tensor, x: torch.Tensor) -> tuple[torch.Tensor]:
             w = weight.detach()
+            # A contribution is positive if input and weight are both positive or both negative.
             signs = [(x.clamp(min=0), w.clamp(min=0)), (x.clamp(max=0), w.clamp(max=0))]
             share = safe_divide(relevance, run(*signs[0]) + run(*signs[1]))
             first, second = (x * vector_jacobian(partial(run, weight=w), x, share) for x, w in signs)
             return (first + second,)
 
-        return with_backward(lambda x: run(x, weight, bias), self._tracking_losses(backward), x)
+        return with_backward(lambda x: run(x, weight, bias), self._noting_losses(backward), x)
 
     def _add(self, call: Call) -> torch.Tensor:
         x, other = call.args[:2]
-        if call.kwargs:
+        if call.kwargs:  # alpha, which would scale the second summand
             self._refuse(call)
         if not self.reached(x):
             x, other = other, x
-        if not self.reached(other) and _is_constant(other, x):  # a bias: it gets nothing
+        if not self.reached(other) and _is_constant(other, x):  # acts as a bias, which gets no relevance
             return with_backward(lambda x: x + other, lambda relevance: (relevance,), x, keep=False)
 
         def backward(relevance: torch.Tensor, *summands: torch.Tensor) -> tuple[torch.Tensor, ...]:
             share = safe_divide(relevance, torch.stack(summands).sum(0))
             return tuple((s * share).sum_to_size(s.shape) for s in summands)
 
-        return with_backward(torch.add, self._tracking_losses(backward), x, other)
+        # The other summand may be an activation that bypasses the start. It takes its part of the relevance.
+        return with_backward(torch.add, self._noting_losses(backward), x, other)
 
     def _scale(self, call: Call) -> torch.Tensor:
         x, other = call.args[:2]
         if call.name == "mul" and not self.reached(x):
             x, other = other, x
+        # A product of two activations has no rule, and neither has a constant divided by an activation.
         if call.kwargs or self.reached(other) or not self.reached(x) or not _is_constant(other, x):
             self._refuse(call)
         return with_backward(lambda x: call.function(x, other), lambda relevance: (relevance,), x, keep=False)
 
     def _refuse(self, call: Call) -> Any:
+        """Raises a ``ValueError``, unless the result holds no floats and so carries no relevance."""
         result = call.run()
         if any(t.is_floating_point() for t in tensors_in(result)):
             expected = "an architecture of convolutions, linear layers, ReLUs, poolings and sums"
@@ -145,7 +160,7 @@ class Relevance(Propagation):
 
 
 def _is_constant(value: object, like: torch.Tensor) -> bool:
-    """Whether a value is no activation: a number, a parameter, or without a row for each of a batch."""
+    """Whether a value is the same for all images: a number, a parameter, a tensor without a row per image."""
     if not isinstance(value, torch.Tensor) or isinstance(value, nn.Parameter):
         return True
     return value.ndim < like.ndim or len(value) != len(like)

@@ -1,7 +1,11 @@
-"""Other backward passes: functions that run as they are, with a rule in the place of their gradient.
+"""Backward passes by other rules than the gradient, for LRP, DeepLIFT and guided backpropagation.
 
-A :class:`Propagation` is a context in which the model runs. It replaces nothing in the model: it meets each
-torch function as it is called, whether a module calls it or the model's own code does.
+A :class:`Propagation` is a context in which the model runs forward as usual. A function with a *rule* runs
+inside an autograd function whose backward pass is that rule. Afterwards ``torch.autograd.grad`` returns
+relevances or multipliers instead of gradients. All other functions keep their gradient.
+
+The context acts on torch functions as they are called, by modules and by the model's own code (the ``+`` of a
+residual block) alike. It replaces nothing in the model, so there is nothing to restore afterwards.
 """
 
 from collections.abc import Callable, Mapping
@@ -13,33 +17,41 @@ import torch
 from camkit._tools.nested import tensors_in
 from camkit.functions import ACTIVATIONS, Call, FunctionMode, is_in_place, out_of_place, without_in_place_flag
 
+#: Computes the result of a call, and decides on its backward pass.
 Rule = Callable[[Call], Any]
 
 
 class Propagation(FunctionMode):
-    """A context that runs functions of tensors that come from one tensor by rules.
+    """A context that computes functions by rules, as far as their inputs come from one tensor.
+
+    Functions of other tensors, such as those before the layer, run as they are.
 
     Args:
-        start: the tensor where the rules begin.
-        rules: the rule of each function by its name. A rule gets the call out of place.
+        start: the tensor at which the backward pass will end: an activation or the images.
+        rules: the rule of each function, by the name of the function. A rule gets the call out of place.
         other: the rule of all other functions; they run unchanged if it is not given.
+
+    Attributes:
+        met: names of the functions that were called on tensors that come from ``start``.
     """
 
     def __init__(self, start: torch.Tensor, rules: Mapping[str, Rule], other: Rule | None = None) -> None:
         super().__init__()
         self._rules = rules
         self._other = other or _run_unchanged
-        self._reached = {id(start): start}  # kept alive, so that no id is used twice
+        # Holding the tensors keeps their ids from being used again for other tensors.
+        self._reached = {id(start): start}
         self.met: set[str] = set()
 
     def reached(self, value: object) -> bool:
-        """Whether a value is a tensor that comes from the start."""
+        """Whether ``value`` is a tensor that was computed from the start, or the start itself."""
         return id(value) in self._reached
 
     def __exit__(self, *error: Any) -> None:
-        super().__exit__(*error)  # type: ignore[no-untyped-call]
-        # The graph holds the rules, and these would hold its tensors: a circle that nothing collects. Rules
-        # that are this object's own methods make another.
+        leave: Callable[..., None] = super().__exit__
+        leave(*error)
+        # The graph refers to the rules, and a rule may be a method of this object. If this object kept its
+        # tensors, which refer to the graph, that would be a cycle that the garbage collector cannot free.
         self._reached, self._rules, self._other = {}, {}, _run_unchanged
 
     def meet(self, call: Call) -> Any:
@@ -54,14 +66,15 @@ class Propagation(FunctionMode):
             in_place |= flagged
         call = Call(call.name, function, args, kwargs)
         if in_place and call.name in self._rules:
-            # A rule needs the old numbers: it gets a copy, and its result is written back.
+            # The rule needs the input as it was, also in the backward pass. It gets a copy, and its result is
+            # written to the tensor that the model expects to change.
             copy = args[0].clone()
             if self.reached(args[0]):
                 self._reached[id(copy)] = copy
             result = args[0].copy_(self._rules[call.name](replace(call, args=(copy, *args[1:]))))
         else:
             result = self._rules.get(call.name, self._other)(call)
-        changed = args[:1] if result is None else result  # x[i] = y returns nothing and changes x
+        changed = args[:1] if result is None else result  # x[i] = y returns None and changes x
         self._reached.update((id(tensor), tensor) for tensor in tensors_in(changed))
         return result
 
@@ -76,13 +89,18 @@ def with_backward(
     *inputs: torch.Tensor,
     keep: bool = True,
 ) -> torch.Tensor:
-    """A function with another backward pass.
+    """Computes a function whose backward pass is replaced by another.
 
     Args:
-        forward: the function, of ``inputs``.
-        backward: from what arrives at its output, and from ``inputs``, to what leaves at each of them.
-        inputs: its tensors.
-        keep: whether ``backward`` gets ``inputs``. What is kept must not be overwritten later.
+        forward: the function, called with ``inputs``.
+        backward: the backward pass. It is called with the gradient (or relevance, or multiplier) that arrives
+            at the output and, if ``keep``, with the inputs, and returns one tensor for each input.
+        inputs: the tensors that the function is differentiated by.
+        keep: whether ``backward`` needs the inputs. They are saved until then, so the model must not change
+            them in place.
+
+    Returns:
+        The result of ``forward``.
     """
     result: torch.Tensor = _WithBackward.apply(forward, backward, keep, *inputs)
     return result
@@ -98,13 +116,24 @@ class _WithBackward(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *arriving: torch.Tensor) -> Any:
+        # The first three arguments of forward are no tensors and have no gradient.
         return (None, None, None, *ctx.rule(*arriving, *ctx.saved_tensors))
 
 
 def vector_jacobian(
     function: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor, arriving: torch.Tensor
 ) -> torch.Tensor:
-    """The gradient of ``function`` at ``x``, for what arrives at its output."""
+    """The gradient of ``function`` at ``x``, multiplied by the gradient that arrives at its output.
+
+    Args:
+        function: a differentiable function of one tensor.
+        x: the point, of any shape.
+        arriving: the gradient at the output, in the shape of ``function(x)``.
+
+    Returns:
+        The gradient at the input, in the shape of ``x``.
+    """
+    # A rule runs in the backward pass, where autograd is switched off.
     with torch.enable_grad():
         leaf = x.detach().requires_grad_()
         (gradient,) = torch.autograd.grad(function(leaf), leaf, arriving)

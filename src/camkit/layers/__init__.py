@@ -1,1 +1,1 @@
-"""Finding the layer that a map is made at, by a dry run of the model."""
+"""Finding the layer at which a map is made, by a dry run of the model."""

@@ -1,4 +1,4 @@
-"""Attention in a dry run: the blocks of a transformer, and layers that are read through attention."""
+"""Attention in a dry run: the blocks of a transformer, and layers that the model reads through attention."""
 
 import math
 from collections import Counter
@@ -13,14 +13,17 @@ from camkit.layers.trace import Operation, Trace
 
 
 def attention_blocks(dry: DryRun) -> list[Location]:
-    """The blocks of a transformer: those that give tokens, and in which there is attention; perhaps none."""
+    """The blocks of a transformer in order; an empty list if there are none.
+
+    A block is the outermost module with one attention and no other, if it outputs tokens that form a grid.
+    """
     trace = dry.trace
     paths = [o.module.split(".") for o in trace.operations if _is_attention(trace, o)]
-    above = [[".".join(path[:depth]) for depth in range(1, len(path) + 1)] for path in paths]
-    count = Counter(name for names in above for name in names)
+    # For each attention the modules around it, the outermost first: "blocks", "blocks.0", "blocks.0.attn".
+    around = [[".".join(path[:depth]) for depth in range(1, len(path) + 1)] for path in paths]
+    count = Counter(name for names in around for name in names)
     found = []
-    for names in above:
-        # The outermost module that has this attention and no other.
+    for names in around:
         name = next((name for name in names if count[name] == 1), None)
         values = trace.outputs_of(name) if name else []
         layout = dry.layout(values[0]) if len(values) == 1 and values[0] is not None else None
@@ -30,14 +33,14 @@ def attention_blocks(dry: DryRun) -> list[Location]:
 
 
 def _is_attention(trace: Trace, operation: Operation) -> bool:
-    """Whether it is attention, or the product of a softmax with the values."""
+    """Whether it is one of torch's attention functions, or the product of a softmax with the values."""
     if operation.name in ATTENTION:
         return True
     if operation.name not in PRODUCTS:
         return False
     for value in operation.inputs:
         maker = trace.producer(value)
-        for _ in range(3):  # perhaps through a cast or a change of shape
+        for _ in range(3):  # a cast or a reshape may stand between the softmax and the product
             if maker is None or maker.name == "softmax" or len(maker.inputs) != 1:
                 break
             maker = trace.producer(maker.inputs[0])
@@ -47,14 +50,18 @@ def _is_attention(trace: Trace, operation: Operation) -> bool:
 
 
 def attentions_inside(place: Location) -> list[Operation]:
-    """The attention that a layer is a part of, as the projection that its keys come from; if there is one."""
+    """The attentions that follow a layer within a module around it.
+
+    The layer ``attn.qkv``, which projects tokens to queries, keys and values, is followed by the attention
+    that ``attn`` computes from them.
+    """
     trace = place.dry.trace
-    inside = (o for o in place.after if o.module and f"{place.name}.".startswith(f"{o.module}."))
-    return [operation for operation in inside if _is_attention(trace, operation)]
+    around = (o for o in place.after if o.module and f"{place.name}.".startswith(f"{o.module}."))
+    return [operation for operation in around if _is_attention(trace, operation)]
 
 
 def attentions_above(place: Location) -> list[Operation]:
-    """The attentions above a layer, the last one first."""
+    """The attentions that a layer's output was made by, the last one first."""
     trace = place.dry.trace
     above = set(trace.ancestors(place.value))
     attentions = (o for o in reversed(trace.operations) if _is_attention(trace, o))
@@ -62,7 +69,11 @@ def attentions_above(place: Location) -> list[Operation]:
 
 
 def reads_only_beside_grid(place: Location) -> bool:
-    """Whether the model goes on with tokens beside the grid only, or ends there with some beside it."""
+    """Whether the model continues with tokens outside the grid only, such as the class token.
+
+    Also true if the model ends in a layer with tokens outside the grid. In both cases a score of the class
+    token has no gradient at the tokens of the grid, since no attention mixes them after the layer.
+    """
     layout, trace = place.layout, place.dry.trace
     if layout.grid is None or layout.prefix + layout.suffix == 0:
         return False
@@ -70,22 +81,30 @@ def reads_only_beside_grid(place: Location) -> bool:
         return True
     first, *rest = place.after
     value, shape = first.inputs[0], trace.shapes[first.inputs[0]]
+    # A function that is no pick reads all tokens.
     if first.name not in PICKS or any(
         value in operation.inputs and operation.name not in PICKS for operation in rest
     ):
         return False
+    # Number the tokens and let the recorded picks choose among the numbers, to see which tokens are read.
     numbers = torch.arange(shape[1], dtype=torch.int32)[None, :, None].expand(shape)
     picks, used = [o for o in place.after if value in o.inputs], set(trace.ancestors(trace.output))
     try:
         parts = [zip(o.outputs, apply_to_numbers(o, {value: numbers}, trace), strict=True) for o in picks]
         read = torch.cat([t.flatten() for pairs in parts for output, t in pairs if output in used])
-    except Exception:  # picked by numbers that are not known here
+    except Exception:  # the pick's own index was computed in the pass and is not known here
         return False
     return not ((read >= layout.prefix) & (read < layout.prefix + math.prod(layout.grid))).any()
 
 
 def input_layer_of(dry: DryRun, attention: Operation) -> Location | None:
-    """The last layer that all inputs of an attention are made of, outside the module that attends."""
+    """The last layer that queries, keys and values of an attention are all made from.
+
+    Layers within the module that attends, such as the projections, do not count.
+
+    Returns:
+        ``None`` if there is no such layer with a spatial output.
+    """
     trace = dry.trace
     sources = [set(trace.ancestors(v)) for v in attention.inputs if v in trace.from_input]
     for value in sorted(set.intersection(*sources) if sources else set(), reverse=True):

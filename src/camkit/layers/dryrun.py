@@ -1,4 +1,21 @@
-"""What a dry run at two input sizes tells of a model: which values are spatial, and how to read them."""
+"""A dry run at two input sizes, which shows the values that are spatial and how to read them.
+
+One dry run (see :mod:`camkit.layers.trace`) gives the shape of every value, but a shape such as
+``(2, 7, 7, 7)`` does not show which of its dimensions are spatial. A :class:`DryRun` therefore runs the
+stand-in twice: at the size that was asked for and at a larger one. A value is spatial if it is larger in the
+second run, and the dimensions that differ are its spatial dimensions:
+
+======================================  ================  ==================  ==============
+value                                   at 224 x 224      at 416 x 288        reading
+======================================  ================  ==================  ==============
+last feature map of ResNet-18           (2, 512, 7, 7)    (2, 512, 13, 9)     channels first
+linear layer in a block of ConvNeXt     (2, 7, 7, 3072)   (2, 13, 9, 3072)    channels last
+output of ResNet-18's global pooling    (2, 512, 1, 1)    (2, 512, 1, 1)      not spatial
+======================================  ================  ==================  ==============
+
+Some values cannot be compared, because the model accepts one input size only or performs other operations at
+another size. Such a value is read by the proportions of the input or by the operation that made it.
+"""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -14,22 +31,24 @@ from camkit.layers.tokens import layout_of_tokens
 from camkit.layers.trace import Trace, record
 from camkit.model.inputs import Inputs, UnfitError
 
-# How much larger the second run's input is, per side: unequal, so that no side is taken for another.
-_LARGER = (8, 192, 64)
+# Positions by which each side of the larger run's input is longer: (time, height, width). Height and width
+# grow by different lengths, so that they cannot be mistaken for one another.
+_ENLARGEMENT = (8, 192, 64)
 
 
 @dataclass(frozen=True)
 class DryRun:
-    """A model's :class:`~camkit.trace.Trace`, and a second one at a larger input where it can take one.
+    """The records of a model's dry run at two input sizes.
 
     Attributes:
-        kind: class of the model, for messages.
+        kind: class name of the model, for error messages.
         trace: the run at the size that was asked for.
-        device: what the runs were made on: ``"meta"``, or ``None`` for the model's own.
-        larger: the run at a larger size; ``None`` for a model with a fixed input size, and for one that
-            brings its input to one size itself.
-        identical_values: how many values the two runs made in the same way: all, unless sizes or numbers decide what
-            is done.
+        device: where the runs were made: ``"meta"``, or ``None`` for the model's own device.
+        larger: the run at the larger size; ``None`` for a model that accepts one input size only, and for one
+            that itself resizes its input to a fixed size.
+        identical_values: how many values, counted from the first, both runs made by the same operations. A
+            smaller number stands for the same value in both runs. Some values are beyond it if the model does
+            different things at different sizes (Swin crops its padding at some sizes only).
     """
 
     kind: str
@@ -47,14 +66,16 @@ class DryRun:
         inputs: Inputs | None = None,
         names: Sequence[str] = (),
     ) -> "DryRun":
-        """Runs a stand-in for ``model`` twice: on shapes, or on numbers where these are not enough.
+        """Runs a stand-in for ``model`` twice: on the meta device, or with numbers if shapes do not suffice.
 
         Args:
             model: any module.
             input_shape: shape of the images with their batch, ``(N, C, *size)``.
-            inputs: the call whose other inputs go in too; the images alone if not given.
-            names: the layers that it is about, if they are known. A run on shapes that breaks off after them,
-                or after the last of all, will do: detectors end in a choice by numbers.
+            inputs: the call that the other inputs of the model are taken from; the model gets the images
+                alone if not given.
+            names: the layers that the caller is interested in, if they are known. A run on shapes may break
+                off once all of them have run; if none is given, once every module with parameters has run.
+                Detectors need this, because they end in a choice of boxes by numbers.
 
         Raises:
             ValueError: if the model cannot take such an input.
@@ -74,7 +95,7 @@ class DryRun:
         except UnfitError:
             raise
         except Exception:
-            # It may be a matter of numbers: a branch on a value, say.
+            # The model may need numbers, to branch on a value for example. Run it with its own.
             try:
                 device = None
                 trace = record(model, shape, device, inputs)
@@ -82,19 +103,20 @@ class DryRun:
                 raise
             except Exception as error:
                 raise ValueError(_unfit_message(model, shape, error, inputs)) from error
-        extra = _LARGER[-len(shape[2:]) :] if len(shape) > 2 else ()
+        extra = _ENLARGEMENT[-len(shape[2:]) :] if len(shape) > 2 else ()
         enlarged = (*shape[:2], *(a + b for a, b in zip(shape[2:], extra, strict=True)))
         try:
             larger = record(model, enlarged, device, inputs, enough)
-        except Exception:  # a fixed input size: whatever is raised says just that
+        except Exception:  # the model ran at the first size, so it accepts no other
             return cls(kind, trace, device, None)
-        common = _common(trace, larger)
-        made = {value for _, value in trace.calls if value is not None and value < common}
-        grows = any(trace.shapes[value] != larger.shapes[value] for value in made)
-        return cls(kind, trace, device, larger if grows else None, common if grows else 0)
+        identical = _count_identical_values(trace, larger)
+        layer_outputs = {value for _, value in trace.calls if value is not None and value < identical}
+        # If no layer's output grew, the model resizes its input, and the second run says nothing.
+        grows = any(trace.shapes[value] != larger.shapes[value] for value in layer_outputs)
+        return cls(kind, trace, device, larger if grows else None, identical if grows else 0)
 
     def layout(self, value: int) -> Layout | None:
-        """How ``value`` reads as ``(N, C, *spatial)``; ``None`` if it is not spatial.
+        """The layout by which ``value`` reads as ``(N, C, *spatial)``; ``None`` if it is not spatial.
 
         Raises:
             ValueError: if it can be read in two ways.
@@ -107,25 +129,31 @@ class DryRun:
         shape, input_shape = self.trace.shapes[value], self.trace.input_shape
         other = self.larger_run_with(value)
         larger = other.shapes[value] if other else None
+        # Three dimensions for a picture of four: only tokens (N, L, C) can be spatial.
         if len(shape) == 3 and len(input_shape) > 3:
             tokens = layout_of_tokens(self.trace, value, other)
             if other is None or tokens is None:
                 return tokens
+            # Both runs must agree on the tokens outside the grid, and there must be more tokens in the larger
+            # run. Otherwise a fixed number of learnt queries could pass for a grid.
             again = layout_of_tokens(other, value, self.trace)
             same = again is not None and (again.prefix, again.suffix) == (tokens.prefix, tokens.suffix)
             return tokens if same and larger is not None and larger[1] != shape[1] else None
-        if is_attention_weights(self.trace, value):
+        if _is_attention_weights(self.trace, value):
             return None
         try:
             found = infer_layout(shape, input_shape, larger)
         except ValueError:
-            found = _by_operation(self.trace, value)
+            found = _layout_by_operation(self.trace, value)
             if found is None:
                 raise
-        return found or _by_operation(self.trace, value)
+        return found or _layout_by_operation(self.trace, value)
 
     def is_spatial(self, value: int) -> bool:
-        """Whether ``value`` has positions: it grows with the input, or has the input's proportions."""
+        """Whether ``value`` has one row per image and a spatial size that follows the size of the input.
+
+        A pooling to a fixed size of 6 x 6 has a layout, but is not spatial in this sense.
+        """
         shape, other = self.trace.shapes[value], self.larger_run_with(value)
         if len(shape) < 3 or shape[0] != self.trace.input_shape[0]:
             return False
@@ -133,25 +161,34 @@ class DryRun:
             return False
         try:
             return self.layout(value) is not None
-        except ValueError:  # spatial, whichever way it reads
+        except ValueError:  # it reads in two ways, and is spatial in both
             return True
 
     def grows(self, value: int) -> bool:
-        """Whether ``value`` is larger for a larger input, whatever it is."""
+        """Whether ``value`` has another shape in the larger run, and more than two dimensions.
+
+        Unlike :meth:`is_spatial` this asks for neither a layout nor one row per image.
+        """
         shape, other = self.trace.shapes[value], self.larger_run_with(value)
         return len(shape) > 2 and other is not None and shape != other.shapes[value]
 
     def larger_run_with(self, value: int) -> Trace | None:
-        """The larger run, if it made ``value`` too."""
+        """The larger run, if ``value`` has the same meaning in it; otherwise ``None``."""
         return self.larger if value < self.identical_values else None
 
 
 @contextmanager
 def explaining_errors(model: nn.Module, inputs: Inputs) -> Iterator[None]:
-    """Lets a dry run say what is wrong with the input where the model raises: a method may make no other.
+    """A context that explains an error of the model's forward pass by the input, if that is to blame.
+
+    It is for methods without a dry run of their own; one is made only after an error.
+
+    Args:
+        model: the model that runs within the context.
+        inputs: the inputs that it runs on.
 
     Raises:
-        ValueError: if the model cannot take such an input.
+        ValueError: if the model cannot take such an input; any other error is raised as it is.
     """
     try:
         yield
@@ -162,34 +199,42 @@ def explaining_errors(model: nn.Module, inputs: Inputs) -> Iterator[None]:
         raise
 
 
-def _common(one: Trace, other: Trace) -> int:
-    """How many values two runs made in the same way, from the start on."""
+def _count_identical_values(one: Trace, other: Trace) -> int:
+    """How many values, from the first on, two runs made by the same operations from the same values."""
     for a, b in zip(one.operations, other.operations, strict=False):
         if (a.name, a.inputs, a.outputs) != (b.name, b.inputs, b.outputs):
             return min(*a.outputs, *b.outputs)
     return min(len(one.shapes), len(other.shapes))
 
 
-def _by_operation(trace: Trace, value: int) -> Layout | None:
-    """Channels first, if what made ``value`` works so by its nature; ``None`` if not, or for one position."""
+def _layout_by_operation(trace: Trace, value: int) -> Layout | None:
+    """Channels first, if ``value`` was made by a function that requires it, such as a convolution.
+
+    The search walks back through functions that keep the order of the dimensions, such as ReLU and sums.
+
+    Returns:
+        ``None`` if no such function is found, or if there is only one position.
+    """
     shape = trace.shapes[value]
     queue, seen = [value], set[int]()
     while queue:
-        value = queue.pop()
-        operation = trace.producer(value)
-        if operation is None or value in seen or len(trace.shapes[value]) != len(trace.input_shape):
+        current = queue.pop()
+        operation = trace.producer(current)
+        if operation is None or current in seen or len(trace.shapes[current]) != len(trace.input_shape):
             continue
-        seen.add(value)
-        name = operation.name
-        if name in CHANNELS_FIRST:
+        seen.add(current)
+        if operation.name in CHANNELS_FIRST:
             return Layout(1) if math.prod(shape[2:]) > 1 else None
-        if name in KEEP_DIMENSIONS:
+        if operation.name in KEEP_DIMENSIONS:
             queue.extend(operation.inputs)
     return None
 
 
-def is_attention_weights(trace: Trace, value: int) -> bool:
-    """Whether a value is how much each position attends to each: a softmax over the last dimension."""
+def _is_attention_weights(trace: Trace, value: int) -> bool:
+    """Whether a value is the weights of attention: the result of a softmax over its last dimension.
+
+    Weights ``(N, heads, L, L)`` grow with the input and could be taken for a feature map.
+    """
     operation = trace.producer(value)
     while operation is not None and len(trace.shapes[value]) > 2:
         if operation.name == "softmax":
@@ -202,7 +247,7 @@ def is_attention_weights(trace: Trace, value: int) -> bool:
 
 
 def _unfit_message(model: nn.Module, shape: tuple[int, ...], error: Exception, inputs: Inputs | None) -> str:
-    """The error_message about an input that the model cannot take, with the size that it could."""
+    """The message for an input that the model cannot take, with a size that it could take if one is found."""
 
     def can_run(shape: Sequence[int]) -> bool:
         try:
@@ -214,7 +259,7 @@ def _unfit_message(model: nn.Module, shape: tuple[int, ...], error: Exception, i
     reason = " ".join(str(error).split())
     got = f"{checks.shape_of(shape[1:])} ({type(error).__name__}: {reason[:200]})"
     kind, name = type(model).__name__, inputs.argument if inputs else "input_shape"
-    # Most often the images are too small for the poolings: a few larger sizes tell.
+    # The most frequent cause is an image too small for the model's poolings, so try a few larger sizes.
     for factor in (2, 4, 8, 16) if len(shape) > 2 else ():
         larger = [factor * n for n in shape[2:]]
         if can_run((*shape[:2], *larger)):

@@ -17,7 +17,18 @@ from camkit.layers.trace import Operation, Trace, ValueRef
 
 @dataclass(frozen=True)
 class Head:
-    """A head that is linear in the pooled activation, by the names of its parameters."""
+    """A head of global pooling, then perhaps a layer normalisation, then perhaps one linear layer.
+
+    It holds the names of the parameters and not their numbers, because these may change between calls.
+
+    Attributes:
+        pooling: ``"avg"`` or ``"max"``.
+        weight: dotted name of the weight of the linear layer; ``None`` if the pooled channels are the logits.
+        bias: dotted name of its bias, if it has one.
+        norm: dotted names of the parameters of the layer normalisation, as ``"weight"`` and ``"bias"``;
+            ``None`` without such a normalisation.
+        eps: epsilon of the layer normalisation.
+    """
 
     pooling: str
     weight: str | None = None
@@ -28,17 +39,32 @@ class Head:
     def weights_and_bias(
         self, model: nn.Module, pooled: torch.Tensor, target: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """What multiplies each channel, ``(N, K, C)``, and what is added, ``(N, K)``."""
+        r"""The weights and biases by which the logits of some classes are linear in the pooled activation.
+
+        The logit of class c is :math:`\sum_k w_k p_k + b` for pooled channels p. A layer normalisation with
+        :math:`\gamma, \beta` leaves it linear for each image: :math:`w_k` becomes
+        :math:`(w_k \gamma_k - \operatorname{mean}_j w_j \gamma_j) / \sigma`, and b grows by
+        :math:`\sum_k w_k \beta_k`.
+
+        Args:
+            model: the model that has the parameters.
+            pooled: pooled activation, ``(N, C)``.
+            target: classes, ``(N,)`` or ``(N, K)``.
+
+        Returns:
+            The weights ``(N, K, C)`` and the biases ``(N, K)``.
+        """
 
         def parameter(name: str) -> torch.Tensor:
-            found: torch.Tensor = attrgetter(name)(model)  # perhaps computed on reading: weight_norm's is
+            # An attribute and not an entry of state_dict(): weight_norm, for example, computes it on access.
+            found: torch.Tensor = attrgetter(name)(model)
             return found.to(pooled)
 
         classes = target.reshape(len(pooled), -1)
         if self.weight is None:
             identity = torch.eye(pooled.shape[1], dtype=pooled.dtype, device=pooled.device)
             return identity[classes], pooled.new_zeros(classes.shape)
-        weights = parameter(self.weight).flatten(1)[classes]
+        weights = parameter(self.weight).flatten(1)[classes]  # a 1 x 1 convolution has two dimensions more
         bias = parameter(self.bias)[classes] if self.bias else pooled.new_zeros(classes.shape)
         if self.norm is None:
             return weights, bias
@@ -48,12 +74,17 @@ class Head:
         if "weight" in self.norm:
             weights = weights * parameter(self.norm["weight"])
         sigma = (pooled.var(1, correction=0) + self.eps).sqrt()
+        # Subtracting the mean of the weights has the same effect as subtracting the mean of the activation.
         return (weights - weights.mean(2, keepdim=True)) / sigma[:, None, None], bias
 
 
 @dataclass(frozen=True)
 class LocationWithHead(Location):
-    """The layer before the pooling, with the head that follows it."""
+    """The location of the layer before the global pooling, with the head that follows it.
+
+    Attributes:
+        head: the head.
+    """
 
     head: Head
 
@@ -61,10 +92,18 @@ class LocationWithHead(Location):
 def read_head(location: Location) -> Head:
     """The head that follows a location.
 
+    It goes through the recorded operations after the location and allows one global pooling, one layer
+    normalisation and one linear layer, in this order, and reshapes anywhere.
+
+    Args:
+        location: the layer before the pooling.
+
     Raises:
-        ValueError: if it is not linear in the pooled activation.
+        ValueError: if another operation follows, which the message names, or if the pooling or the linear
+            layer is missing.
     """
     trace = location.dry.trace
+    # Numbers of entries tell apart a global pooling, which leaves one per channel, from a local one.
     pooled = trace.input_shape[0] * location.channels
     grid = pooled * math.prod(location.size)
     poolings: set[str] = set()
@@ -74,32 +113,39 @@ def read_head(location: Location) -> Head:
         name = operation.name
         before, made = (math.prod(trace.shapes[v]) for v in (value, operation.outputs[0]))
         is_vector = bool(poolings) and before == pooled
+        # A second activation, or a weight that depends on the image, would make the head no longer linear.
         if [v for v in operation.inputs if v in trace.from_input] != [value]:
             raise ValueError(_blocked_message(location, operation))
         if name in RESHAPES | {"getitem"} and made == before:
             pass
         elif name == "getitem" and made == grid and not poolings:
-            pass  # only the tokens beside the grid are left out
+            pass  # only the tokens outside the grid are dropped
         elif name in POOLINGS and not is_vector and (made < before or made == pooled):
-            poolings.add("avg" if name in AVERAGE_POOLINGS else "max")  # perhaps one side after the other
+            # A mean over one side and then over the other adds the same name twice.
+            poolings.add("avg" if name in AVERAGE_POOLINGS else "max")
         elif name == "layer_norm" and is_vector and head.weight is None and head.norm is None:
             eps = operation.kwargs.get("eps", operation.args[4] if len(operation.args) > 4 else 1e-5)
             head = replace(head, norm=_parameters(trace, operation, start=2), eps=eps)
         elif is_vector and head.weight is None and (name == "linear" or _is_pointwise(trace, operation)):
             parameters = _parameters(trace, operation, start=1)
-            weight = parameters.get("weight", f"{operation.module}.weight")  # of a parametrized layer
+            # The weight of a parametrized layer is computed, and so is no parameter of the trace.
+            weight = parameters.get("weight", f"{operation.module}.weight")
             head = replace(head, weight=weight, bias=parameters.get("bias"))
         else:
             raise ValueError(_blocked_message(location, operation))
         value = operation.outputs[0]
+    # Without a linear layer the pooled channels must be the output.
     if len(poolings) != 1 or not (head.weight or location.channels == trace.shapes[value][-1]):
-        got = f"{location.dry.kind}, which has not both after {location.name!r}"
+        got = f"{location.dry.kind}, which does not have both after {location.name!r}"
         raise ValueError(checks.error_message("model", "one global pooling and a linear layer", got))
     return replace(head, pooling=poolings.pop())
 
 
 def _parameters(trace: Trace, operation: Operation, start: int) -> dict[str, str]:
-    """The names of an operation's weight and bias, which stand from position ``start`` on."""
+    """The dotted names of an operation's ``"weight"`` and ``"bias"``, as far as they are parameters.
+
+    ``start`` is the position of the weight among the arguments; the bias follows it.
+    """
     given = dict(zip(("weight", "bias"), operation.args[start:], strict=False)) | operation.kwargs
     values = {
         role: given[role].number for role in ("weight", "bias") if isinstance(given.get(role), ValueRef)
@@ -108,7 +154,7 @@ def _parameters(trace: Trace, operation: Operation, start: int) -> dict[str, str
 
 
 def _is_pointwise(trace: Trace, operation: Operation) -> bool:
-    """Whether it is a convolution that is one matrix: 1 x 1, in one group."""
+    """Whether it is a 1 x 1 convolution in one group, which acts as a linear layer at each position."""
     if operation.name not in CONVOLUTIONS:
         return False
     shapes = [trace.shapes[v] for v in operation.inputs]
@@ -116,6 +162,7 @@ def _is_pointwise(trace: Trace, operation: Operation) -> bool:
 
 
 def _blocked_message(location: Location, operation: Operation) -> str:
+    """The message that names the operation for which a head is not linear in the pooled activation."""
     where = f" in {operation.module!r}" if operation.module else ""
     return checks.error_message(
         "model",

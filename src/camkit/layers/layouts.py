@@ -1,6 +1,7 @@
-"""Where an activation keeps its channels and its positions: NCHW, NHWC or tokens.
+"""The order of the dimensions of an activation: channels first (NCHW), channels last (NHWC) or tokens.
 
-Everything in camkit works on ``(N, C, *spatial)``; a :class:`Layout` turns what a layer gives into that.
+All of camkit computes with activations ``(N, C, *spatial)``; a :class:`Layout` converts the output of a layer
+to that shape and back.
 """
 
 import math
@@ -14,19 +15,22 @@ from camkit._tools.checks import error_message, lengths, one_of, shape_of
 
 @dataclass(frozen=True)
 class Layout:
-    """How to read one layer's output as ``(N, C, *spatial)``.
+    """How the output of a layer reads as an activation ``(N, C, *spatial)``.
 
-    ``layout=`` of every method takes one where a model leaves it open; ``"channels_first"`` and
-    ``"channels_last"`` are short for the two without a grid.
+    The dry run usually finds the layout by itself. Where it cannot, pass one to a method as ``layout=``, or
+    pass ``"channels_first"`` or ``"channels_last"`` for one of the two layouts without tokens.
 
     Args:
-        channel_dim: the dimension of the channels: 1 (NCHW) or -1 (NHWC, tokens).
-        grid: for tokens ``(N, L, C)``, the grid that they form, row by row.
-        prefix: how many tokens come before the grid (class and register tokens).
-        suffix: how many come after it.
+        channel_dim: dimension of the channels: 1 (NCHW), or -1 (NHWC and tokens).
+        grid: for tokens ``(N, L, C)``, the spatial size of the grid that they form, row by row; ``None`` if
+            the output is not made of tokens.
+        prefix: number of tokens before the grid (class and register tokens).
+        suffix: number of tokens after the grid.
 
     Raises:
-        ValueError: for a dimension, a grid or a number that cannot be.
+        ValueError: if ``channel_dim`` is neither 1 nor -1, if a length of the grid is not positive, if a grid
+            comes with ``channel_dim=1``, or if ``prefix`` or ``suffix`` is negative or has no grid beside it.
+        TypeError: if ``grid`` is not a tuple or list of ints.
 
     Example:
         >>> import camkit
@@ -46,29 +50,35 @@ class Layout:
             lengths("grid", "positive lengths", self.grid)
             if self.channel_dim != -1:
                 raise ValueError(error_message("channel_dim", "-1 with a grid", self.channel_dim))
-        beside = (self.prefix, self.suffix)
-        if min(beside) < 0 or (any(beside) and self.grid is None):
-            raise ValueError(error_message("prefix, suffix", "numbers of tokens beside a grid", beside))
+        outside = (self.prefix, self.suffix)
+        if min(outside) < 0 or (any(outside) and self.grid is None):
+            raise ValueError(error_message("prefix, suffix", "numbers of tokens beside a grid", outside))
 
     def __str__(self) -> str:
-        """In words: channels first, channels last, or the grid of tokens and what stands beside it."""
+        """``channels first``, ``channels last``, or the grid and the number of tokens outside it."""
         if self.grid is None:
             return "channels first" if self.channel_dim == 1 else "channels last"
-        beside = [f"{n} {where}" for n, where in ((self.prefix, "before"), (self.suffix, "after")) if n]
-        return f"tokens {shape_of(self.grid)}" + (f", {', '.join(beside)}" if beside else "")
+        outside = [f"{n} {where}" for n, where in ((self.prefix, "before"), (self.suffix, "after")) if n]
+        return ", ".join([f"tokens {shape_of(self.grid)}", *outside])
 
     def size(self, shape: Sequence[int]) -> tuple[int, ...]:
-        """The spatial size of an output of ``shape``."""
+        """The spatial size of an output with this shape, batch included."""
         if self.grid is not None:
             return self.grid
         channels = self.channel_dim % len(shape)
         return tuple(n for d, n in enumerate(shape) if d not in (0, channels))
 
     def channels_first(self, activation: torch.Tensor) -> torch.Tensor:
-        """``activation`` as ``(N, C, *spatial)``: a view, differentiable.
+        """The output of the layer as ``(N, C, *spatial)``, without the tokens outside the grid.
+
+        Args:
+            activation: an output of the layer, in this layout.
+
+        Returns:
+            A view of the output, differentiable.
 
         Raises:
-            ValueError: if the tokens are not as many as the grid holds.
+            ValueError: if the number of tokens is not that of the grid, the prefix and the suffix.
         """
         if self.grid is None:
             return activation.movedim(self.channel_dim, 1)
@@ -78,36 +88,39 @@ class Layout:
             hint = "the layout was found at another input size"
             raise ValueError(error_message("tokens", expected, activation.shape[1], hint))
         grid = activation[:, self.prefix : self.prefix + patches]
-        # Not len(grid), a number: torch.export would take it for that of every batch.
+        # Not len(grid), which is a plain int: torch.export would fix the batch size to it.
         return grid.reshape(grid.shape[0], *self.grid, -1).movedim(-1, 1)
 
     def restore(self, activation: torch.Tensor, original: torch.Tensor) -> torch.Tensor:
-        """What :meth:`channels_first` reads as ``activation``, differentiable.
+        """The inverse of :meth:`channels_first`: an activation in the layout of the layer, differentiable.
 
         Args:
-            activation: shape ``(N, C, *spatial)``.
-            original: an output of the layer, from which the tokens beside the grid are taken; for as many
-                images, or for one batch of them that comes several times.
+            activation: shape ``(M * N, C, *spatial)``.
+            original: an output of the layer for N images. The tokens outside the grid are copied from it, M
+                times over.
+
+        Returns:
+            The activation in this layout, with M * N rows.
         """
         if self.grid is None:
             return activation.movedim(1, self.channel_dim)
         tokens = activation.flatten(2).transpose(1, 2)
-        times = len(tokens) // len(original)
+        times = len(tokens) // len(original)  # M
         before = original[:, : self.prefix].repeat(times, 1, 1)
         after = original[:, self.prefix + tokens.shape[1] :].repeat(times, 1, 1)
         return torch.cat([before, tokens, after], 1)
 
 
-#: Layouts by name, as ``layout=`` takes them.
+#: The layouts that ``layout=`` takes by name.
 NAMED = {"channels_first": Layout(1), "channels_last": Layout(-1)}
 
 
 def as_layout(layout: object) -> Layout:
-    """A layout that is given by name or as such.
+    """The layout that the user gave by name or as a :class:`Layout`.
 
     Raises:
-        ValueError: for another name.
-        TypeError: for anything else.
+        ValueError: if there is no layout of that name.
+        TypeError: if it is neither a name nor a :class:`Layout`.
     """
     if isinstance(layout, Layout):
         return layout
@@ -123,16 +136,18 @@ def infer_layout(
     input_shape: Sequence[int],
     larger: Sequence[int] | None = None,
 ) -> Layout | None:
-    """The layout of an output that has as many dimensions as its input; ``None`` if it is not spatial.
+    """The layout of an output with as many dimensions as the input; ``None`` if it is not spatial.
+
+    With ``larger`` the dimensions that differ are the spatial ones. Without it, or if none differs, the
+    spatial dimensions are those with the proportions of the input.
 
     Args:
-        shape: the output's shape.
-        input_shape: the shape of the input that gave it.
-        larger: the output's shape for a larger input. The dimensions that changed are the spatial ones;
-            without it, or where none changed, those with the proportions of the input are.
+        shape: shape of the output.
+        input_shape: shape of the input that it was computed from.
+        larger: shape of the output for a larger input.
 
     Raises:
-        ValueError: if the shape can be read in two ways.
+        ValueError: if both NCHW and NHWC have the proportions of the input.
     """
     if len(shape) != len(input_shape):
         return None
@@ -142,8 +157,9 @@ def infer_layout(
             return Layout(1)
         if changed == list(range(1, len(shape) - 1)):
             return Layout(-1)
-        if changed:
+        if changed:  # another set of dimensions, such as a number of windows that grows
             return None
+    # The output has one size for all inputs, as after a pooling to a fixed size, or only one run is known.
     size = tuple(input_shape[2:])
     plausible = [
         channel_dim
@@ -163,14 +179,16 @@ def infer_layout(
 
 
 def _proportional(spatial: tuple[int, ...], size: tuple[int, ...]) -> bool:
-    """Whether one stride explains every side, up to the rounding of a side by one position.
+    """Whether a single stride leads from the input's size to this size on every side.
 
-    Time, the first of three sides, has a stride of its own.
+    A side may be one position shorter or longer than the stride says, because layers round up or down. Of
+    three sides the first is time, which has a stride of its own.
     """
     if len(size) == 3:
         return spatial[0] <= size[0] and _proportional(spatial[1:], size[1:])
-    if len(set(size)) == 1:
+    if len(set(size)) == 1:  # a square input gives a square map, whatever the stride
         return len(set(spatial)) == 1
+    # Each side allows an interval of strides. Some stride fits all sides if the intervals overlap.
     lower = max(s / (n + 1) for n, s in zip(spatial, size, strict=True))
     upper = min(s / max(n - 1, 0.5) for n, s in zip(spatial, size, strict=True))
     return lower <= upper and max(spatial) <= max(size)

@@ -1,4 +1,4 @@
-"""One layer of a model as the place of a map."""
+"""A layer of a model as the place at which a map is made."""
 
 import math
 from collections.abc import Sequence
@@ -18,13 +18,13 @@ from camkit.model.modules import require_one_run, unwrap
 
 @dataclass(frozen=True)
 class LayerInfo:
-    """One layer that a map can be made at.
+    """A layer at which a map can be made, as :func:`camkit.list_layers` lists it.
 
     Attributes:
-        name: dotted name, as ``layer=`` takes it.
-        kind: class of the module.
-        channels: number of channels.
-        size: size of its map at the input size of the dry run.
+        name: dotted name, which a method takes as ``layer=``.
+        kind: class name of the module.
+        channels: number of channels of its output.
+        size: spatial size of its output, ``(h, w)``, for the input shape that was given.
     """
 
     name: str
@@ -38,18 +38,20 @@ class LayerInfo:
 
 @dataclass(frozen=True)
 class Location:
-    """Where a map is made: one layer of one model at one input size.
+    """The place at which a map is made: one layer of one model at one input size.
 
     Attributes:
         name: dotted name of the layer.
-        layout: how its output reads as ``(N, C, *spatial)``.
-        channels: number of channels.
-        size: its spatial size.
-        activations: the activation functions that the forward pass applies to the layer's output outside
-            any module, in order.
-        value: the layer's output in the dry run.
-        after: what the forward pass does with the result, up to the model's output.
-        dry: the dry run that tells all this.
+        layout: the layout of its output.
+        channels: number of channels of its output.
+        size: spatial size of its output.
+        activations: the activation functions between the layer's output and the value that was searched for,
+            in order. No module outputs their results: DenseNet's last ReLU is a plain function, for example.
+            Empty if the user named the layer.
+        value: the layer's output, as a value of the dry run.
+        after: the operations from there to the model's output, in order, without those of ``activations``
+            that follow the layer directly.
+        dry: the dry run.
     """
 
     name: str
@@ -63,31 +65,32 @@ class Location:
 
     @cached_property
     def activation(self) -> nn.Sequential:
-        """The functions in :attr:`activations` as one module."""
+        """The functions in :attr:`activations` as one module, an identity if there is none."""
         return nn.Sequential(*map(_as_module, self.activations))
 
 
 def _as_module(operation: Operation) -> Activation:
     args, kwargs, _ = without_in_place_flag(operation.args, operation.kwargs)
-    # The input is the first argument, by position or by name.
+    # The only tensor among the arguments is the input. All others are settings, such as a slope.
     others = {name: value for name, value in kwargs.items() if not isinstance(value, ValueRef)}
     return Activation(operation.name, [a for a in args if not isinstance(a, ValueRef)], others)
 
 
 def list_layers(model: nn.Module, input_shape: Sequence[int] = (3, 224, 224)) -> tuple[LayerInfo, ...]:
-    """Every layer of a model that a map can be made at, in the order in which they end.
+    """Lists the layers of a model at which a map can be made, in the order in which they finish.
 
-    A stand-in for the model runs, on shapes where they are enough: nothing in the model changes.
+    A stand-in for the model runs, usually without computing anything. The model itself does not change.
 
     Args:
         model: any module.
         input_shape: shape of one input without the batch, ``(C, H, W)``.
 
     Returns:
-        One :class:`LayerInfo` for each layer that runs once and whose output has a spatial size.
+        One :class:`LayerInfo` for each layer that runs exactly once and whose output has a spatial size.
 
     Raises:
-        ValueError: if the model cannot take such an input.
+        ValueError: if the model cannot take such an input, or if ``input_shape`` holds a number below one.
+        TypeError: if ``model`` is not a module, or ``input_shape`` not a tuple or list of ints.
 
     Example:
         >>> import camkit, torchvision
@@ -96,28 +99,31 @@ def list_layers(model: nn.Module, input_shape: Sequence[int] = (3, 224, 224)) ->
     """
     model = unwrap(model)
     checks.lengths("input_shape", "positive lengths (C, H, W)", input_shape)
+    # Two images, so that the batch cannot be mistaken for a dimension of length one.
     dry = DryRun.of(model, (2, *input_shape))
     modules = dict(model.named_modules(remove_duplicate=False))
     found = []
     for name in dict.fromkeys(name for name, _ in dry.trace.calls if name):
         try:
             place = locate(dry, name)
-        except ValueError:  # no map can be made here, and locate says why
+        except ValueError:  # no map can be made at this layer
             continue
         found.append(LayerInfo(name, type(modules[name]).__name__, place.channels, place.size))
     return tuple(found)
 
 
 def locate(dry: DryRun, name: str, layout: Layout | None = None) -> Location:
-    """The :class:`Location` of the layer of that name.
+    """The location of the layer with this name.
 
     Args:
         dry: the dry run.
-        name: name of the layer.
-        layout: how its output reads; the dry run tells if not given.
+        name: dotted name of the layer.
+        layout: layout of its output; taken from the dry run if not given.
 
     Raises:
-        ValueError: if it did not run exactly once, or if its output has no spatial size or does not read so.
+        ValueError: if the layer did not run exactly once, if its output is not one tensor with a row for each
+            image and a spatial size, if it can be read in two ways, if its tokens do not stand row by row, or
+            if it does not fit ``layout``.
     """
     values = dry.trace.outputs_of(name)
     require_one_run(name, len(values))
@@ -134,10 +140,11 @@ def _make_location(
     activations: tuple[Operation, ...] = (),
     layout: Layout | None = None,
 ) -> Location:
+    """The location of a layer whose output is ``value``; it raises the errors of :func:`locate`."""
     trace = dry.trace
     shape = trace.shapes[value]
     if layout is not None:
-        _require_reads(layout, name, shape, len(trace.input_shape) - 2)
+        _require_fit(layout, name, shape, len(trace.input_shape) - 2)
     else:
         layout = dry.layout(value)
     if layout is None:
@@ -156,6 +163,7 @@ def _make_location(
         got = f"{name!r}, which gives {shape[0]} for {trace.input_shape[0]} images"
         raise ValueError(checks.error_message("layer", "a layer with one row per image", got))
     after = trace.between(value, trace.output)
+    # Activation functions right after the layer belong to the location, not to the head that follows it.
     for operation in activations:
         if after and after[0] is operation:
             after = after[1:]
@@ -163,8 +171,11 @@ def _make_location(
     return Location(name, layout, shape[layout.channel_dim], size, activations, value, tuple(after), dry)
 
 
-def _require_reads(layout: Layout, name: str, shape: tuple[int, ...], dims: int) -> None:
-    """Raise a ``ValueError`` unless an output of ``shape`` reads so, with ``dims`` spatial dimensions."""
+def _require_fit(layout: Layout, name: str, shape: tuple[int, ...], dims: int) -> None:
+    """Raises a ``ValueError`` unless the layout fits an output of ``shape``.
+
+    ``name`` is the name of the layer, for the message; ``dims`` is the number of spatial dimensions.
+    """
     tokens = None if layout.grid is None else layout.prefix + math.prod(layout.grid) + layout.suffix
     if tokens is None:
         expected, fits = f"an output with {dims + 2} dimensions", len(shape) == dims + 2
@@ -177,15 +188,26 @@ def _require_reads(layout: Layout, name: str, shape: tuple[int, ...], dims: int)
 
 
 def nearest_location(dry: DryRun, value: int) -> Location:
-    """The location from whose layer's output ``value`` is made by element-wise functions alone.
+    """The location of the layer that outputs ``value``, or of the nearest layer before it.
 
-    What pools, reshapes or picks along the way (``F.max_pool2d`` between two layers, a mean over one
-    side) is left to what follows the layer.
+    Some values are the output of no module, such as the result of DenseNet's last ReLU. From these the search
+    walks back to a layer through activation functions, poolings, reshapes, resizes and indexing. The
+    activation functions on the way become :attr:`Location.activations`; the other functions are left to
+    :attr:`Location.after`.
+
+    Args:
+        dry: the dry run.
+        value: the value to start from.
+
+    Raises:
+        ValueError: if another function, such as a sum, is met before a layer, or if no map can be made at the
+            layer.
     """
     trace, start = dry.trace, value
     activations: list[Operation] = []
     while True:
         name = trace.layer_of(value)
+        # The output of a layer that runs twice cannot be taken, so the search goes on past such a layer.
         if name is not None and is_only_output_of_a_layer(dry, value):
             return _make_location(dry, name, value, tuple(reversed(activations)))
         operation = trace.producer(value)
@@ -205,13 +227,19 @@ def nearest_location(dry: DryRun, value: int) -> Location:
 
 
 def is_only_output_of_a_layer(dry: DryRun, value: int) -> bool:
-    """Whether a map can be made at a layer that gives ``value``, and nothing else."""
+    """Whether ``value`` has a layout and is the output of a layer that ran once.
+
+    Raises:
+        ValueError: if the value can be read in two ways.
+    """
     name = dry.trace.layer_of(value)
-    is_one = name is not None and dry.trace.outputs_of(name) == [value]
-    return is_one and dry.layout(value) is not None
+    ran_once = name is not None and dry.trace.outputs_of(name) == [value]
+    return ran_once and dry.layout(value) is not None
 
 
 def _can_be_walked_through(operation: Operation) -> bool:
+    """Whether :func:`nearest_location` may go on to the input of an operation."""
     if operation.name in ACTIVATIONS:
-        return len(operation.inputs) == 1  # a weight of its own, as PReLU's, would be lost
+        # camkit applies the function again on its own, where a weight such as PReLU's would be missing.
+        return len(operation.inputs) == 1
     return operation.name in POOLINGS | RESHAPES | RESIZES | {"getitem"}

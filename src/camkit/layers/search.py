@@ -1,4 +1,20 @@
-"""The layer that a map is made at if none is named."""
+"""The layer at which a map is made if the user names none.
+
+Every search walks back from the model's output through the recorded operations of a dry run, and stops on
+each path at the first value that is spatial (see :mod:`camkit.layers.dryrun`). In ResNet it passes the logits
+and the pooled activation and stops at the output of ``layer4``. The searches differ in whether this last
+spatial layer serves their users:
+
+- :func:`find_before_pooling`, for :class:`camkit.CAM`, always returns it.
+- :func:`find_features`, for :func:`camkit.attach_gap_head`, returns it unless it outputs class maps. Then it
+  returns the features that these are computed from.
+- :func:`find_for_gradient`, for Grad-CAM and most other methods, returns the layer of :func:`find_features`
+  unless the score has no gradient at its positions. Then it returns an earlier layer.
+- :func:`find_stages`, for :class:`camkit.PolyCAM`, returns the last layer of each resolution, up to that of
+  :func:`find_for_gradient`.
+
+For most classifiers of images the first three return the same layer.
+"""
 
 import itertools
 import math
@@ -18,20 +34,24 @@ from camkit.layers.trace import Trace
 
 
 def find_before_pooling(dry: DryRun) -> Location:
-    """The last spatial layer: what the model pools, flattens or picks a token from.
+    """The last spatial layer: the one that the model pools, flattens or picks a token from.
+
+    :class:`camkit.CAM` uses it, because its map is exact for the very activation that is pooled. SqueezeNet
+    pools a map for each class, for example, and CAM returns these maps.
 
     Raises:
-        ValueError: if there is none, or no module gives it.
+        ValueError: if the model has no spatial layer, or if no module outputs the last spatial value.
     """
     return nearest_location(dry, _last_spatial(dry))
 
 
 def _last_spatial(dry: DryRun) -> int:
-    """The last spatial value: walks back from the output to those that have a spatial size."""
+    """The last spatial value of the model."""
     found = _nearest_to_output(dry, dry.is_spatial)
     if found:
         return _last_shared(dry, found)
-    # Perhaps of other rows than images: there are errors that say so.
+    # A value may grow with the input without one row per image. It is returned because the error that
+    # nearest_location raises for it tells the user more than the one below.
     found = _nearest_to_output(dry, dry.grows)
     if not found:
         got = f"{dry.kind}, where nothing is spatial at input {checks.shape_of(dry.trace.input_shape[1:])}"
@@ -40,7 +60,7 @@ def _last_spatial(dry: DryRun) -> int:
 
 
 def _nearest_to_output(dry: DryRun, wanted: Callable[[int], bool]) -> list[int]:
-    """The wanted values that are met first on the ways back from the output; the input's own are none."""
+    """The wanted values that are met first on each path back from the output, the input itself excluded."""
     trace = dry.trace
     found, seen, queue = [], set[int](), [trace.output]
     while queue:
@@ -48,98 +68,114 @@ def _nearest_to_output(dry: DryRun, wanted: Callable[[int], bool]) -> list[int]:
         if value in seen or value == trace.input or value in trace.parameters:
             continue
         seen.add(value)
-        if wanted(value) and not _is_the_input(trace, value):
+        if wanted(value) and not _is_transformed_input(trace, value):
             found.append(value)
         elif (operation := trace.producer(value)) is not None:
             queue.extend(operation.inputs)
     return found
 
 
-def _is_the_input(trace: Trace, value: int) -> bool:
-    """Whether a value is the input, scaled, padded or cut: nothing learnt is in it."""
+def _is_transformed_input(trace: Trace, value: int) -> bool:
+    """Whether a value is the input itself, only scaled, padded or cropped: no parameter had a part in it."""
     above = set(trace.ancestors(value))
     if trace.input not in above or not above.isdisjoint(trace.parameters):
         return False
-    # Of a quantized model no weight is ever seen.
+    # A quantized model passes its weights in packed objects, which the record does not show. No value of such
+    # a model has a parameter among its ancestors, so the test above says nothing about it.
     return any(v in trace.parameters for operation in trace.operations for v in operation.inputs)
 
 
 def _last_shared(dry: DryRun, spatial: Sequence[int]) -> int:
-    """Of several spatial values the last.
+    """The last of several spatial values.
 
-    But a detector, whose output has not a row per image, has a head for each of several resolutions, side by
-    side: there it is the last that all are made of, the end of the backbone.
+    A detector, whose output does not have one row per image, is an exception. It has heads at several
+    resolutions side by side, and the last of these values would belong to one head only. There it is the last
+    spatial value that all heads are computed from, which is the end of the backbone.
     """
     trace = dry.trace
     made_of = {value: set(trace.ancestors(value)) for value in spatial}
     ends = [v for v in spatial if not any(v in made_of[w] for w in spatial if w != v)]
     has_heads = trace.shapes[trace.output][:1] != trace.input_shape[:1]
-    if not has_heads or len({_size(dry, v) for v in ends}) == 1:
+    if not has_heads or len({_spatial_size(dry, v) for v in ends}) == 1:
         return max(ends)
     shared = set.intersection(*(made_of[v] for v in ends)) & trace.from_input - {trace.input}
-    again = [v for v in shared if dry.is_spatial(v)]
-    return _last_shared(dry, again) if again else max(ends)
+    shared_spatial = [v for v in shared if dry.is_spatial(v)]
+    return _last_shared(dry, shared_spatial) if shared_spatial else max(ends)
 
 
-def _size(dry: DryRun, value: int) -> tuple[int, ...]:
+def _spatial_size(dry: DryRun, value: int) -> tuple[int, ...]:
+    """The spatial size of a value, read as channels first if its layout is ambiguous."""
     shape = dry.trace.shapes[value]
     try:
         layout = dry.layout(value)
-    except ValueError:  # whichever way it reads
+    except ValueError:
         layout = None
     return shape[2:] if layout is None else layout.size(shape)
 
 
 def find_features(dry: DryRun) -> Location:
-    """The last spatial layer of features.
+    """The last spatial layer that outputs features rather than class maps.
 
-    It is :func:`find_before_pooling`'s. But where that is class maps already, which are pooled or resized and
-    no more (SqueezeNet, segmentation), it is what their convolution took in.
+    :func:`camkit.attach_gap_head` uses it, because a new head needs features. It is the layer of
+    :func:`find_before_pooling`, except where that layer already outputs a map for each class, which the model
+    only pools or resizes (SqueezeNet, segmentation). There it is the layer whose output the convolution to
+    these class maps takes.
 
     Raises:
-        ValueError: if there is none, or no module gives it.
+        ValueError: if the model has no spatial layer, or if no module outputs the value that was found.
     """
-    return nearest_location(dry, _features(dry, _last_spatial(dry)))
+    return nearest_location(dry, _last_features(dry, _last_spatial(dry)))
 
 
-def _features(dry: DryRun, value: int) -> int:
-    """What the convolution took in that made ``value``, if that is class maps; else ``value``."""
+def _last_features(dry: DryRun, value: int) -> int:
+    """The input of the convolution that made ``value``, if ``value`` is class maps; else ``value`` itself."""
     trace = dry.trace
     after = {o.name for o in trace.between(value, trace.output)}
     if not after <= POOLINGS | RESHAPES | ACTIVATIONS | RESIZES:
-        return value
+        return value  # a linear layer or the like follows, so these are features
+    # Walk back to the convolution, as far as functions that keep a map for each class allow.
     operation = trace.producer(value)
     passed = set[str]()
     while operation is not None and operation.name in ACTIVATIONS | RESIZES | SUMS:
+        # A segmentation network adds up class maps of several resolutions, which it has to resize. A sum
+        # without a resize is the end of a residual block.
         if operation.name in SUMS and passed.isdisjoint(RESIZES):
             return value
         passed.add(operation.name)
-        operation = trace.producer(max(operation.inputs))  # of a sum the way that was made last
+        operation = trace.producer(max(operation.inputs))  # the summand that was made last
     if operation is None or operation.name not in CONVOLUTIONS:
         return value
-    # A model that ends in a convolution may be a trunk; in one that mixes channels only, it has class maps.
+    # A model that ends right after a convolution may be a trunk without a head, whose output is features.
+    # Only a 1 x 1 convolution is taken to make class maps there.
     if not after | passed and any(n > 1 for n in trace.shapes[operation.inputs[1]][2:]):
         return value
     return operation.inputs[0]
 
 
 def find_for_gradient(dry: DryRun) -> Location:
-    """The last spatial layer of which every position reaches the output.
+    """The last spatial layer at which the score has a gradient at every position.
 
-    It is :func:`find_features`'; or, where no module gives that, the last layer before it that everything
-    goes through. But of models that read one token only nothing of the others reaches the output after the
-    last attention; there it is what that attention takes in.
+    Grad-CAM and all methods without a search of their own use it. It is the layer of :func:`find_features`,
+    except in three cases:
+
+    - If no module outputs that value, or if it has a single position, it is the last layer before it that all
+      paths from the input pass through.
+    - If the layer is a part of an attention, such as its projection to keys, it is the layer whose output
+      that attention takes.
+    - If the model reads the class token only and no attention follows the layer, it is the layer whose output
+      the last attention takes. After that attention the other tokens no longer reach the output, so their
+      gradient is zero.
 
     Raises:
-        ValueError: if there is none.
+        ValueError: if the model has no such layer.
     """
-    last = _features(dry, _last_spatial(dry))
+    last = _last_features(dry, _last_spatial(dry))
     try:
         place = nearest_location(dry, last)
-        if math.prod(place.size) == 1:  # of which a map would show nothing
-            place = next(_bottlenecks(dry, last), place)
+        if math.prod(place.size) == 1:  # a map of one position shows nothing
+            place = next(_bottleneck_layers(dry, last), place)
     except ValueError:
-        found = next(_bottlenecks(dry, last), None)
+        found = next(_bottleneck_layers(dry, last), None)
         if found is None:
             raise
         place = found
@@ -148,15 +184,16 @@ def find_for_gradient(dry: DryRun) -> Location:
         earlier = (input_layer_of(dry, attention) for attention in attentions)
     elif reads_only_beside_grid(place):
         above = (input_layer_of(dry, attention) for attention in attentions_above(place))
-        pictures = (p for p in _bottlenecks(dry, place.value) if p.layout.prefix + p.layout.suffix == 0)
-        earlier = itertools.chain(above, pictures)
+        # If no such layer is found, fall back to the last one before the class token is joined.
+        maps = (p for p in _bottleneck_layers(dry, place.value) if p.layout.prefix + p.layout.suffix == 0)
+        earlier = itertools.chain(above, maps)
     else:
         return place
     return next(filter(None, earlier), place)
 
 
-def _bottlenecks(dry: DryRun, last: int) -> Iterator[Location]:
-    """The layers up to ``last`` that everything goes through, of two positions or more, the last first."""
+def _bottleneck_layers(dry: DryRun, last: int) -> Iterator[Location]:
+    """The layers with two positions or more that all paths to ``last`` pass through, the last layer first."""
     for value in dry.trace.bottlenecks(last):
         if dry.is_spatial(value) and is_only_output_of_a_layer(dry, value):
             place = nearest_location(dry, value)
@@ -165,13 +202,14 @@ def _bottlenecks(dry: DryRun, last: int) -> Iterator[Location]:
 
 
 def find_stages(dry: DryRun) -> list[Location]:
-    """The last layer of each resolution on the way to :func:`find_for_gradient`'s, that one included.
+    """The last layer of each resolution, in order; it ends with the layer of :func:`find_for_gradient`.
 
-    It is the last of the outermost modules there. What only reduces the resolution (a pooling) is left out,
-    and so is a resolution that one layer alone has (a first convolution with a stride).
+    :class:`camkit.PolyCAM` uses it to refine a coarse map by finer ones. Of nested modules the outermost is
+    taken, a whole stage rather than its last ReLU. Poolings are left out, and so is a resolution of only one
+    layer, such as that of a first convolution with a stride.
 
     Raises:
-        ValueError: if there is no spatial layer.
+        ValueError: if the model has no spatial layer.
     """
     trace, last = dry.trace, find_for_gradient(dry)
     above = set(trace.ancestors(last.value)) & trace.from_input
@@ -182,9 +220,11 @@ def find_stages(dry: DryRun) -> list[Location]:
             continue
         try:
             place = locate(dry, name)
-        except ValueError:  # no map can be made here
+        except ValueError:  # no map can be made at this layer
             continue
         stages.setdefault(place.size, []).append(place)
+    # At the last resolution it is the layer for the gradient, even if others of that size precede it.
     stages.pop(last.size, None)
     several = [stage for stage in stages.values() if len(stage) > 1]
+    # The fewest dots in the name mark the outermost module; among equals the last one wins.
     return [*(min(reversed(stage), key=lambda place: place.name.count(".")) for stage in several), last]

@@ -1,4 +1,13 @@
-"""Tokens: the grid that they form, and where positions go through functions that only move entries."""
+"""Tokens: the grid that they form, and the order in which they stand in it.
+
+A transformer cuts a feature map ``(N, C, h, w)`` into tokens ``(N, L, C)``. Their shape no longer shows the
+grid ``h x w``, but the record of the dry run does: the grid is the spatial size of the feature map that the
+tokens were made from (:func:`layout_of_tokens`).
+
+To see where each position of the feature map ends up, its positions are numbered, and the recorded operations
+that only move entries (reshape, permute, cat, roll) are applied to these numbers instead of the activations
+(:func:`track_positions`). Numbers that arrive as 0, 1, 2, ... show that the tokens stand row by row.
+"""
 
 import math
 from collections.abc import Sequence
@@ -10,11 +19,25 @@ from camkit.functions import JOINS, MOVES
 from camkit.layers.layouts import Layout, infer_layout
 from camkit.layers.trace import Operation, Trace, ValueRef
 
+# The most class and register tokens that are assumed beside the grid where the record shows no operation that
+# joined them to it. No published model has more.
+_MOST_TOKENS = 16
+
 
 def apply_to_numbers(
     operation: Operation, known: dict[int, torch.Tensor], trace: Trace
 ) -> list[torch.Tensor]:
-    """What an operation makes of numbers in the place of some of its inputs, and of -1 for the others."""
+    """Calls the function of an operation with numbers in the place of the tensors that it was recorded with.
+
+    Args:
+        operation: the operation.
+        known: the numbers to use for some of its inputs, each in the shape of the value. Every other input is
+            filled with -1.
+        trace: the dry run.
+
+    Returns:
+        The tensors that the function returns.
+    """
 
     def number(value: ValueRef) -> torch.Tensor:
         shape = trace.shapes[value.number]
@@ -25,41 +48,48 @@ def apply_to_numbers(
 
 
 def track_positions(trace: Trace, start: int, numbers: torch.Tensor, end: int) -> torch.Tensor | None:
-    """The number of the position that each entry of a value stands at; ``None`` if it cannot be told.
+    """Follows the numbers of positions through the recorded operations from one value to another.
 
-    What works on every position for itself, and attention, which gives one row for each query, leave it where
-    it is.
+    Operations that only move entries are applied to the numbers. Any other operation is assumed to leave each
+    position in its place, if its result has as many positions. This holds for an operation that works on each
+    position by itself, and for attention, whose result has one row for each query.
 
     Args:
         trace: the dry run.
-        start: a value.
-        numbers: the number of the position of each of its entries, of its shape.
-        end: the value that is asked about.
+        start: the value whose positions are numbered.
+        numbers: the number of the position of each of its entries, in the shape of ``start``.
+        end: the value to follow them to.
+
+    Returns:
+        For each entry of ``end`` the number of the position that it comes from, -1 where it comes from
+        elsewhere; ``None`` if the numbers cannot be followed.
     """
     known = {start: numbers}
     for operation in trace.between(start, end):
         if operation.name in MOVES:
             try:
-                made = apply_to_numbers(operation, known, trace)
-            except Exception:  # arguments that are no use here
+                moved = apply_to_numbers(operation, known, trace)
+            except Exception:  # such as a view that does not fit the strides of the numbers
                 continue
-            known.update(zip(operation.outputs, made, strict=False))
+            known.update(zip(operation.outputs, moved, strict=False))
             continue
         for output in operation.outputs:
             shape = trace.shapes[output]
+            # The first input with numbers decides; for attention that is the query.
             for source in operation.inputs:
-                if source in known and (same := _widened(known[source], shape)) is not None:
+                if source in known and (same := _with_other_channels(known[source], shape)) is not None:
                     known[output] = same
                     break
     return known.get(end)
 
 
-def _widened(numbers: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor | None:
-    """Numbers of another count of channels, first or last."""
+def _with_other_channels(numbers: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor | None:
+    """Numbers in a shape that differs in the number of channels only, last or first; otherwise ``None``."""
     if numbers.shape == shape:
         return numbers
     if len(shape) == numbers.ndim > 2:
         for channels in (-1, 1):
+            # All channels of a position have its number, so one channel can stand for all of them.
             one = numbers.narrow(channels, 0, 1)
             others = [n for d, n in enumerate(shape) if d != channels % len(shape)]
             if [n for d, n in enumerate(numbers.shape) if d != channels % len(shape)] == others:
@@ -67,14 +97,16 @@ def _widened(numbers: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor | No
     return None
 
 
-# Class and register tokens: no published model has more beside its patches.
-_MOST_TOKENS = 16
-
-
 def layout_of_tokens(trace: Trace, value: int, other: Trace | None) -> Layout | None:
-    """How tokens ``(N, L, C)`` read: as the grid of the nearest image-like value they were made from.
+    """The layout of tokens ``(N, L, C)``, whose grid is that of the nearest feature map they were made from.
 
-    What keeps its size in the other run is no grid, but heads of attention, say.
+    Args:
+        trace: the dry run.
+        value: the tokens.
+        other: the dry run at the other input size, if it made the same values.
+
+    Returns:
+        ``None`` if the tokens were made from no feature map whose positions fit into them.
     """
     length = trace.shapes[value][1]
     above = list(trace.ancestors(value))
@@ -86,11 +118,13 @@ def layout_of_tokens(trace: Trace, value: int, other: Trace | None) -> Layout | 
             continue
         try:
             layout = infer_layout(shape, trace.input_shape, other.shapes[source] if other else None)
-        except ValueError:
+        except ValueError:  # ambiguous; most models cut tokens from a feature map with channels first
             layout = Layout() if math.prod(shape[2:]) <= length else None
         if layout is None:
             continue
         grid = layout.size(shape)
+        # A size that is the same for every input is no grid. Tokens that were split into heads of attention
+        # have such a size, for example.
         if other is not None and layout.size(other.shapes[source]) == grid:
             continue
         others = length - math.prod(grid)
@@ -98,14 +132,14 @@ def layout_of_tokens(trace: Trace, value: int, other: Trace | None) -> Layout | 
             continue
         prefix = 0 if others == 0 else _prefix_length(trace, joins, math.prod(grid), others)
         if prefix is None and others <= _MOST_TOKENS:
-            prefix = others
+            prefix = others  # the record does not say; class and register tokens usually come first
         if prefix is not None:
             return Layout(-1, grid, prefix, others - prefix)
     return None
 
 
 def _prefix_length(trace: Trace, joins: Sequence[Operation], patches: int, others: int) -> int | None:
-    """How many of the other tokens were put before the patches where they were joined, if they were."""
+    """How many of the other tokens were joined in front of the patches; ``None`` if no join shows it."""
     for operation in joins:
         lengths = [trace.shapes[v][1] for v in operation.inputs if len(trace.shapes[v]) == 3]
         if patches in lengths and sum(lengths) == patches + others:
@@ -114,7 +148,15 @@ def _prefix_length(trace: Trace, joins: Sequence[Operation], patches: int, other
 
 
 def tokens_in_row_order(trace: Trace, value: int, layout: Layout) -> bool:
-    """Whether tokens stand row by row, as far as what made them tells."""
+    """Whether tokens stand row by row in their grid; ``True`` also if the record does not show their order.
+
+    Some models reorder their tokens window by window, and a map of these would show evidence at wrong places.
+
+    Args:
+        trace: the dry run.
+        value: the tokens, ``(N, L, C)``.
+        layout: their layout.
+    """
     grid, shape = layout.grid or (), trace.shapes[value]
     length = math.prod(grid)
     for source in trace.ancestors(value):

@@ -1,7 +1,25 @@
-"""A dry run: one forward pass, recorded operation by operation, of a stand-in for the model.
+"""The record of a dry run: one forward pass, written down operation by operation.
 
-What runs is a :func:`skeleton`, whose modules are new objects: nothing in the model changes. On the meta
-device its tensors are shapes without numbers, and nothing is computed.
+A *dry run* is a forward pass of a stand-in for the model (see :func:`camkit.model.standin.skeleton`), so
+nothing in the model itself changes. It usually runs on PyTorch's meta device, where tensors have shapes but
+no numbers: the model's Python code runs as always, but nothing is computed.
+
+Every state of every tensor in the pass is called a *value* and gets a number, in the order in which values
+are made. Take a small model whose ``forward`` is ``x = conv(x); x.relu_(); return fc(x.mean((2, 3)))``:
+
+=========  ==========================================  ================
+number     value                                       made by
+=========  ==========================================  ================
+0 to 3     weights and biases of ``conv`` and ``fc``   (parameters)
+4          the images                                  (input)
+5          output of ``conv``                          ``conv2d``
+6          the same tensor after the in-place ReLU     ``relu``
+7          pooled activation                           ``mean``
+8          logits                                      ``linear``
+=========  ==========================================  ================
+
+Recording torch functions rather than module calls shows all that happens in the model's own code as well:
+the ``+`` of a residual block, a functional pooling, an in-place ReLU.
 """
 
 from collections import deque
@@ -25,16 +43,23 @@ from camkit.model.state import process_state_restored
 
 @dataclass(frozen=True)
 class ValueRef:
-    """A value by its number."""
+    """The number of a value; it takes the place of the tensor in the recorded arguments of an operation."""
 
     number: int
 
 
 @dataclass(frozen=True)
 class Operation:
-    """One call of a torch function: numbers stand for the values that went in and came out.
+    """One recorded call of a torch function.
 
-    In its arguments a :class:`ValueRef` stands in the place of each tensor.
+    Attributes:
+        name: name of the function as :func:`camkit.functions.name_of` returns it.
+        inputs: numbers of the values among its arguments.
+        outputs: numbers of the values that it made.
+        module: dotted name of the innermost module that was running; empty for the model itself.
+        args: its positional arguments, with a :class:`ValueRef` in the place of each tensor.
+        kwargs: its keyword arguments, likewise.
+        function: the function.
     """
 
     name: str
@@ -48,20 +73,20 @@ class Operation:
 
 @dataclass
 class Trace:
-    """What happened in one dry run.
-
-    A *value* is a number that stands for one state of one tensor: an in-place operation makes a new value
-    of the same tensor.
+    """The record of one dry run. Values are given by their numbers.
 
     Attributes:
-        shapes: the shape of each value.
-        operations: every torch function that made a value, in order.
-        calls: each call of a module as (name, value of its output), in the order of their ends; the value
-            is ``None`` where the output is not one tensor.
-        started: for each module that ran, how many calls had ended when it first started.
-        parameters: the names of the parameters and buffers that are values.
-        input: the value of the model's images.
-        output: the value of the model's output; of several tensors the first that the model made.
+        input_shape: shape of the images, with the batch.
+        shapes: shape of each value.
+        operations: the calls of torch functions that made a value, in order.
+        calls: each call of a module as (name, value of its output), in the order in which the calls ended;
+            the value is ``None`` if the output is not a single tensor. The model itself has an empty name.
+        started: for each module that ran, how many calls had ended when it first started:
+            ``calls[: started[name]]`` ended before it.
+        parameters: names of the values that are parameters or buffers.
+        input: value of the images.
+        output: value of the model's output; if the model returns several tensors, the first that an
+            operation made.
     """
 
     input_shape: tuple[int, ...]
@@ -78,8 +103,9 @@ class Trace:
         return self._producers.get(value)
 
     def ancestors(self, value: int) -> tuple[int, ...]:
-        """``value`` and all that it was made from, nearest first."""
+        """``value`` and every value that it was made from, in the order of their distance to ``value``."""
         if value not in self._ancestors:
+            # A dict keeps the order in which the breadth-first search reaches the values.
             queue, seen = deque([value]), {value: None}
             while queue:
                 operation = self.producer(queue.popleft())
@@ -91,8 +117,10 @@ class Trace:
         return self._ancestors[value]
 
     def bottlenecks(self, value: int) -> Iterator[int]:
-        """The values that every way from the input to ``value`` goes through, nearest first."""
-        # Values are numbered as they are made: what is made of others has a greater number.
+        """The values that every path from the input to ``value`` passes through, starting with ``value``."""
+        # An operation's output has a larger number than its inputs. Replacing the largest waiting value by
+        # its inputs therefore reaches a value only after everything that the paths make of it. Whenever a
+        # single value is waiting, all paths meet there.
         waiting = {value}
         while waiting:
             value = max(waiting)
@@ -104,7 +132,7 @@ class Trace:
 
     @cached_property
     def from_input(self) -> set[int]:
-        """The input's value, and every value that was made from it."""
+        """The images' value and every value that was made from it."""
         made = {self.input}
         for operation in self.operations:
             if made.intersection(operation.inputs):
@@ -112,36 +140,43 @@ class Trace:
         return made
 
     def between(self, start: int, end: int) -> list[Operation]:
-        """The operations on the ways from ``start`` to ``end``, in order."""
-        reached, ways = {start}, []
+        """The operations on all paths from ``start`` to ``end``, in order."""
+        reached, on_a_path = {start}, []
         needed = set(self.ancestors(end))
         for operation in self.operations:
             if reached.intersection(operation.inputs) and needed.intersection(operation.outputs):
                 reached.update(operation.outputs)
-                ways.append(operation)
-        return ways
+                on_a_path.append(operation)
+        return on_a_path
 
     def history(self, value: int) -> list[str]:
-        """What was done to make ``value``, in order: the names of the operations."""
+        """The names of all operations that ``value`` was made by, in order."""
         needed = set(self.ancestors(value))
         return [o.name for o in self.operations if needed.intersection(o.outputs)]
 
     def layer_of(self, value: int) -> str | None:
-        """The module whose output ``value`` is: the outermost, and of those the first to end."""
+        """The name of the module whose output is ``value``; ``None`` if there is none but the model itself.
+
+        If several modules hand the same value on, the outermost is taken, and among equals the first to end.
+        """
         names = [name for name, output in self.calls if output == value and name]
         return min(names, key=lambda name: name.count("."), default=None)
 
     def outputs_of(self, name: str) -> list[int | None]:
-        """The values that a module gave, one a call."""
+        """The values of a module's output, one for each call."""
         return [value for called, value in self.calls if called == name]
 
     def break_off(self) -> None:
-        """Ends a run that could not go on: its output is made of all that nothing was made of."""
+        """Completes the record of a pass that raised.
+
+        One operation without a name is added. Its inputs are the loose ends of the pass, which are the values
+        made from the input that no operation used. Its result stands for the model's output.
+        """
         used = {value for operation in self.operations for value in operation.inputs}
-        ends = sorted(self.from_input - used)
+        loose_ends = sorted(self.from_input - used)
         self.output = len(self.shapes)
         self.shapes.append(())
-        self._add(Operation("", tuple(ends), (self.output,), "", (), {}, tuple))
+        self._add(Operation("", tuple(loose_ends), (self.output,), "", (), {}, tuple))
 
     def __post_init__(self) -> None:
         self._producers: dict[int, Operation] = {}
@@ -159,26 +194,32 @@ def record(
     inputs: Inputs | None = None,
     enough: Callable[[Trace], bool] | None = None,
 ) -> Trace:
-    """Runs a skeleton of ``model`` in evaluation mode on an input of ``input_shape`` and records the run.
+    """Runs a stand-in for ``model``, in evaluation mode, on random images and records the pass.
 
     Args:
         model: any module.
-        input_shape: shape of the images with their batch.
-        device: ``"meta"``, or ``None`` to run with the model's own numbers, where shapes are not enough.
-        inputs: the call whose other inputs go in too; the images alone if not given.
-        enough: whether a run that broke off will do. In place of the rest stands one operation without a
-            name, of all that nothing had been made of.
+        input_shape: shape of the images, with the batch.
+        device: ``"meta"`` to run on shapes; ``None`` to run with the model's own numbers on its own device,
+            for models that branch on values.
+        inputs: the call that the other inputs of the model are taken from; the model gets the images alone
+            if not given.
+        enough: called with the trace if the pass raises. If it returns ``True``, the incomplete trace is
+            completed by :meth:`Trace.break_off` and returned.
+
+    Returns:
+        The record of the pass.
 
     Raises:
         Exception: whatever the model's forward pass raises on such an input.
+        UnfitError: if the output holds no tensor.
     """
     like = prototype(model)
-    # Out of the caller's inference mode: its tensors do not say when they are changed in place.
+    # Inference mode is left, because its tensors keep no version counter and so hide in-place changes.
     with torch.inference_mode(False), torch.no_grad(), process_state_restored():
         copy = skeleton(model, device)
         x = torch.rand(tuple(input_shape), dtype=like.dtype, device=device or like.device)
         recorder = _Recorder(Trace(tuple(input_shape)), copy)
-        recorder.trace.input = recorder.value(x)
+        recorder.trace.input = recorder.number_of(x)
         call = inputs or Inputs(x, argument="input_shape")
         try:
             with recorder:
@@ -192,63 +233,72 @@ def record(
     if not tensors:
         expected = "an output of tensors, or of tuples, lists, dicts or dataclasses of them"
         raise UnfitError(checks.error_message("model", expected, type(output).__name__))
-    # Of several outputs the first that the model made: one may be what it was given.
-    values = [recorder.value(tensor) for tensor in tensors]
+    # A model may return one of its inputs beside its results, so take the first tensor that was made.
+    values = [recorder.number_of(tensor) for tensor in tensors]
     made = [value for value in values if recorder.trace.producer(value)]
     recorder.trace.output = (made or values)[0]
     return recorder.trace
 
 
 class _Recorder(FunctionMode):
+    """A context that writes each torch function and each module call of the stand-in into a trace."""
+
     def __init__(self, trace: Trace, copy: nn.Module) -> None:
         super().__init__()
         self.trace = trace
-        self.values = WeakIdKeyDictionary()  # so that a pass takes no more memory than it does
-        self.stack: list[str] = [""]
+        # Weak keys let PyTorch free a tensor during the pass. Otherwise a run with numbers would hold every
+        # intermediate activation in memory.
+        self.numbers = WeakIdKeyDictionary()
+        # The names of the modules that are running, the innermost last.
+        self.running: list[str] = [""]
         for name, tensor in (*copy.named_parameters(), *copy.named_buffers()):
-            trace.parameters[self.value(tensor)] = name
+            trace.parameters[self.number_of(tensor)] = name
+        # A module that is registered under several names is recorded under each of them.
         for name, module in copy.named_modules(remove_duplicate=False):
-            # First in line, so that what another hook puts in the output's place comes later.
+            # Prepended hooks see the module's own output, before another hook may replace it.
             module.register_forward_pre_hook(self._enter(name), prepend=True)
             module.register_forward_hook(self._leave(name), prepend=True)
 
-    def value(self, tensor: torch.Tensor, *, new: bool = False) -> int:
-        if new or tensor not in self.values:
-            self.values[tensor] = len(self.trace.shapes)
+    def number_of(self, tensor: torch.Tensor, *, new: bool = False) -> int:
+        """The number of a tensor's present state; a new number if it has none, or if ``new``."""
+        if new or tensor not in self.numbers:
+            self.numbers[tensor] = len(self.trace.shapes)
             self.trace.shapes.append(tuple(tensor.shape))
-        number: int = self.values[tensor]
+        number: int = self.numbers[tensor]
         return number
 
     def _enter(self, name: str) -> Callable[..., None]:
         def hook(module: nn.Module, args: object) -> None:
-            self.stack.append(name)
+            self.running.append(name)
             self.trace.started.setdefault(name, len(self.trace.calls))
 
         return hook
 
     def _leave(self, name: str) -> Callable[..., None]:
         def hook(module: nn.Module, args: object, output: object) -> None:
-            self.stack.pop()
-            value = self.value(output) if isinstance(output, torch.Tensor) else None
+            self.running.pop()
+            value = self.number_of(output) if isinstance(output, torch.Tensor) else None
             self.trace.calls.append((name, value))
 
         return hook
 
     def meet(self, call: Call) -> Any:
         given = {id(tensor): tensor for tensor in tensors_in((call.args, call.kwargs))}
-        before = {key: (tensor._version, self.value(tensor)) for key, tensor in given.items()}
+        # PyTorch raises a tensor's version with each in-place change.
+        before = {key: (tensor._version, self.number_of(tensor)) for key, tensor in given.items()}
         result = call.run()
-        # What comes back as it went in (dropout in evaluation, contiguous) is no new value; what was
-        # changed in place is one, even if it does not come back (x[i] = y).
+        # A tensor that is returned unchanged (by dropout in evaluation mode, or by contiguous) keeps its
+        # value. A tensor that was changed in place becomes a new value, even if the function does not
+        # return it (x[i] = y).
         after = {id(tensor): tensor for tensor in tensors_in(result)} | given
         made = [t for key, t in after.items() if key not in before or t._version != before[key][0]]
         if made:
             inputs = tuple(value for _, value in before.values())
-            outputs = tuple(self.value(tensor, new=True) for tensor in made)
+            outputs = tuple(self.number_of(tensor, new=True) for tensor in made)
             args, kwargs = map_leaves(
                 lambda tensor: ValueRef(before[id(tensor)][1]), (call.args, call.kwargs)
             )
             self.trace._add(
-                Operation(call.name, inputs, outputs, self.stack[-1], args, kwargs, call.function)
+                Operation(call.name, inputs, outputs, self.running[-1], args, kwargs, call.function)
             )
         return result

@@ -1,4 +1,4 @@
-"""The methods: each a class whose :meth:`map` is its paper's formula and nothing else."""
+"""The methods: one class for each, with its formula, its paper and its cost as class attributes."""
 
 from camkit.methods.activation import FEM, KPCACAM, EigenCAM, RandomCAM
 from camkit.methods.base import Method
@@ -19,7 +19,7 @@ from camkit.methods.legrad import LeGrad
 from camkit.methods.perturbation import ISCAM, SSCAM, AblationCAM, PolyCAM, ScoreCAM
 from camkit.methods.relevance import LIFTCAM, RelevanceCAM
 
-#: Every method by its name, with its ``formula``, ``paper``, ``passes`` and ``needs_gradient``.
+#: The class of every method by its name. The documentation is generated from it, in this order.
 METHODS: dict[str, type[Method]] = {
     method.__name__: method
     for method in (

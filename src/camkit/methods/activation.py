@@ -1,4 +1,4 @@
-"""Methods that look at the activation alone: neither a gradient nor, but for one, a target matters."""
+"""Methods that use only the activation: no gradient, and the same map for every target."""
 
 from dataclasses import dataclass
 
@@ -12,17 +12,16 @@ from camkit.passes.evidence import Evidence
 
 
 class EigenCAM(Explainer):
-    r"""Eigen-CAM: the activation projected on its first principal direction.
+    r"""Eigen-CAM: projects the activation on its first principal direction.
 
-    .. math:: M = A\, v_1
+    Here A is the activation as a matrix with one row per position and one column per channel. :math:`v_1`,
+    the first column of V, is its first right singular vector. Its sign is chosen so that the map M agrees
+    with the sum of the channels. The map is signed, and the same for every target.
 
-    with A as a matrix of positions by channels, and :math:`v_1` its first right singular vector, with the
-    sign with which the map agrees with the sum of the channels. The target does not matter.
+    The layer must have at least two channels. For the shared arguments, see :class:`camkit.Explainer`.
 
-    Args:
-        model: any module.
-        layer: the layer to make maps at, by name or as the module; or several. It needs two channels or more.
-        fuse: how the maps of several layers become one: ``"mean"``, ``"product"`` or ``"hierarchical"``.
+    Raises:
+        ValueError: at the call, if the layer has only one channel.
 
     Departs from the paper: the paper leaves the sign open.
 
@@ -30,13 +29,14 @@ class EigenCAM(Explainer):
         Muhammad and Yeasin, *Eigen-CAM: Class Activation Map using Principal Components*, IJCNN 2020.
     """
 
-    formula = r"A v_1,\; v_1 \text{ first right singular vector of } A"
+    formula = r"M = A\, v_1, \qquad A = U \Sigma V^\top"
     paper = "Muhammad and Yeasin, IJCNN 2020"
     passes = "1 forward"
     needs_gradient = False
 
     def map(self, evidence: Evidence) -> torch.Tensor:
-        """The raw maps ``(N, K, *spatial)``, the same for each k."""
+        """Returns the raw maps ``(N, K, *spatial)``, which are signed and the same for each score."""
+        # principal_map expects a dimension of K scores, as a gradient has it.
         activation = evidence.activation[:, None]
         return _repeat_for_scores(principal_map(activation, evidence.location.name), evidence)
 
@@ -45,31 +45,36 @@ class EigenCAM(Explainer):
 class KPCACAM(Explainer):
     r"""KPCA-CAM: the first component of a kernel principal component analysis of the positions.
 
-    .. math:: K_{ij} = \tanh(\gamma\, a_i \cdot a_j + 1), \qquad M = \sqrt{\lambda_1}\, u_1
+    Here :math:`a_i` is the vector of the channels at position i, minus the mean of each channel over the
+    positions. :math:`\lambda_1` and :math:`u_1` are the largest eigenvalue and its eigenvector of the centred
+    kernel matrix, :math:`\bar K`. The sign of :math:`u_1` is chosen so that the map M agrees with the sum of
+    the centred channels. The map is signed, and the same for every target.
 
-    with :math:`a_i` the channels at position i less their means, and :math:`u_1` the first eigenvector of the
-    centred K, with the sign with which the map agrees with the sum of the channels. The target does not
-    matter.
+    The layer must have at least two channels. For the shared arguments, see :class:`camkit.Explainer`.
 
     Args:
-        model: any module.
-        layer: the layer to make maps at, by name or as the module; or several. It needs two channels or more.
-        fuse: how the maps of several layers become one: ``"mean"``, ``"product"`` or ``"hierarchical"``.
-        gamma: :math:`\gamma`; one by the number of channels if not given.
+        gamma: the factor :math:`\gamma` of the kernel, at least 0. The default is one divided by the number
+            of channels.
 
-    Departs from the paper: the paper leaves the sign open. Its other kernels are not here.
+    Raises:
+        ValueError: at the call, if the layer has only one channel.
+
+    Departs from the paper: the paper leaves the sign open, and has other kernels too.
 
     References:
         Karmani et al., *KPCA-CAM: Visual Explainability of Deep Computer Vision Models using Kernel PCA*,
         MMSP 2024.
     """
 
-    gamma: float | None = None
-
-    formula = r"\sqrt{\lambda_1} u_1 \text{ of the centred kernel } \tanh(\gamma\, a_i \cdot a_j + 1)"
+    formula = (
+        r"M = \sqrt{\lambda_1}\, u_1, \qquad \bar K u_1 = \lambda_1 u_1, "
+        r"\qquad K_{ij} = \tanh(\gamma\, a_i \cdot a_j + 1)"
+    )
     paper = "Karmani et al., MMSP 2024"
     passes = "1 forward"
     needs_gradient = False
+
+    gamma: float | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -77,13 +82,14 @@ class KPCACAM(Explainer):
             checks.not_negative("gamma", self.gamma)
 
     def map(self, evidence: Evidence) -> torch.Tensor:
-        """The raw maps ``(N, K, *spatial)``, the same for each k."""
+        """Returns the raw maps ``(N, K, *spatial)``, which are signed and the same for each score."""
         activation = evidence.activation[:, None]
         matrix = positions_by_channels(activation, evidence.location.name)
         centred = matrix - matrix.mean(2, keepdim=True)
         gamma = 1 / matrix.shape[3] if self.gamma is None else self.gamma
         with full_precision(centred):
             kernel = (gamma * centred @ centred.mT + 1).tanh()
+        # Centre the points in the feature space of the kernel, which is known only by its inner products.
         kernel = (
             kernel
             - kernel.mean(2, keepdim=True)
@@ -96,44 +102,44 @@ class KPCACAM(Explainer):
 
 @dataclass(eq=False, kw_only=True)
 class FEM(Explainer):
-    r"""FEM: where each channel is unusually strong, weighed by the channel's mean.
+    r"""FEM: marks the positions where each channel is unusually strong, weighted by the channel's mean.
 
-    .. math:: M = \sum_k \mu_k \big[ A^k \ge \mu_k + s\, \sigma_k \big]
+    Here :math:`\mu_k` and :math:`\sigma_k` are the mean and the standard deviation of channel :math:`A^k`
+    over the positions, s is the argument ``sigmas``, and the bracket is 1 where its condition holds, else 0.
+    A channel that is the same everywhere is strong nowhere. The map M is the same for every target.
 
-    with :math:`\mu_k` and :math:`\sigma_k` the mean and the standard deviation of channel k. A channel that
-    is the same everywhere is strong nowhere. Of Z positions none lies more than :math:`\sqrt{Z - 1}` standard
-    deviations above the mean, so that with s = 2 the map of a grid of four positions is empty. The target
-    does not matter.
+    Among Z positions, no value lies more than :math:`\sqrt{Z - 1}` standard deviations above the mean. The
+    map of a grid of four positions is therefore empty with s = 2.
+
+    For the shared arguments, see :class:`camkit.Explainer`.
 
     Args:
-        model: any module.
-        layer: the layer to make maps at, by name or as the module; or several.
-        fuse: how the maps of several layers become one: ``"mean"``, ``"product"`` or ``"hierarchical"``.
-        sigmas: s, how many standard deviations above the mean are strong.
+        sigmas: number s of standard deviations above the mean from which a value is strong, at least 0.
 
-    Departs from the paper: nothing, before the map is normalised. (pytorch-grad-cam's FEM is another formula:
-    it weighs the activation by each channel's share of strong positions.)
+    Departs from the paper: nothing, before the map is normalised. The FEM of pytorch-grad-cam has another
+    formula: it weights the activation by each channel's share of strong positions.
 
     References:
         Fuad et al., *Features Understanding in 3D CNNs for Actions Recognition in Video*, IPTA 2020.
     """
 
-    sigmas: float = 2.0
-
-    formula = r"\sum_k \mu_k [A^k \ge \mu_k + 2 \sigma_k]"
+    formula = r"M = \sum_k \mu_k \big[ A^k \ge \mu_k + s\, \sigma_k \big]"
     paper = "Fuad et al., IPTA 2020"
     passes = "1 forward"
     needs_gradient = False
+
+    sigmas: float = 2.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
         checks.not_negative("sigmas", self.sigmas)
 
     def map(self, evidence: Evidence) -> torch.Tensor:
-        """The raw maps ``(N, K, *spatial)``, the same for each k."""
+        """Returns the raw maps ``(N, K, *spatial)``, which are the same for each score."""
         flat = evidence.activation.flatten(2)
         mean, deviation = flat.mean(2, keepdim=True), flat.std(2, correction=0, keepdim=True)
-        # Rounding makes the mean of equal numbers another number.
+        # Rounding can make the mean of equal numbers a little smaller than these. Without this test, a
+        # constant channel would then be strong everywhere.
         varies = flat.amax(2, keepdim=True) > flat.amin(2, keepdim=True)
         strong = (flat >= mean + self.sigmas * deviation) & varies
         found = (mean * strong).sum(1)
@@ -142,34 +148,32 @@ class FEM(Explainer):
 
 @dataclass(eq=False, kw_only=True)
 class RandomCAM(Explainer):
-    r"""The activation with random weights: the control that every comparison of methods needs.
+    r"""Weights the channels at random: the control that every comparison of methods needs.
 
-    .. math:: M = \operatorname{ReLU}\Big(\sum_k w_k A^k\Big), \qquad w_k \sim U(-1, 1)
+    Here :math:`A^k` is channel k of the activation, and the weights are uniformly distributed between -1 and
+    1. They are the same for every image. The map M is never negative, and the same for every target.
 
-    The weights are the same for every image. The target does not matter.
+    For the shared arguments, see :class:`camkit.Explainer`.
 
     Args:
-        model: any module.
-        layer: the layer to make maps at, by name or as the module; or several.
-        fuse: how the maps of several layers become one: ``"mean"``, ``"product"`` or ``"hierarchical"``.
-        seed: seed of the weights. The global random state is left alone.
+        seed: seed of the weights, at least 0. The global random state does not change.
 
-    Departs from the paper: there is none.
+    Departs from the paper: there is no paper.
     """
 
-    seed: int = 0
-
-    formula = r"\mathrm{ReLU} \sum_k w_k A^k,\; w_k \sim U(-1, 1)"
+    formula = r"M = \operatorname{ReLU}\Big(\sum_k w_k A^k\Big), \qquad w_k \sim U(-1, 1)"
     paper = "none"
     passes = "1 forward"
     needs_gradient = False
+
+    seed: int = 0
 
     def __post_init__(self) -> None:
         super().__post_init__()
         checks.seed(self.seed)
 
     def map(self, evidence: Evidence) -> torch.Tensor:
-        """The raw maps ``(N, K, *spatial)``, the same for each k; never negative."""
+        """Returns the raw maps ``(N, K, *spatial)``, the same for each score, which are never negative."""
         activation = evidence.activation
         weights = noise.uniform(activation.shape[1:2], activation, self.seed)
         found = weighted_sum(weights.expand(len(activation), 1, -1), activation).relu()
@@ -177,5 +181,5 @@ class RandomCAM(Explainer):
 
 
 def _repeat_for_scores(found: torch.Tensor, evidence: Evidence) -> torch.Tensor:
-    """Maps ``(N, 1, *spatial)`` repeated for each of K scores."""
+    """Repeats maps ``(N, 1, *spatial)`` for each of K scores."""
     return found.repeat_interleave(evidence.scores.shape[1], 1)

@@ -1,4 +1,4 @@
-"""CAM: exact class activation maps of networks that pool and then are linear."""
+"""CAM: exact class activation maps of networks that end in global pooling and one linear layer."""
 
 from dataclasses import fields
 from typing import cast
@@ -18,30 +18,36 @@ from camkit.passes.evidence import Evidence
 
 
 class CAM(Explainer):
-    r"""Class activation map: the last activation weighed by the class's weights in the linear layer.
+    r"""Class activation map: weights each channel of the last activation by its weight in the linear layer.
 
-    .. math::
-        M_c = \sum_k w^c_k A^k, \qquad y_c = \operatorname{mean}(M_c) + b_c
+    Here :math:`A^k` is channel k of the activation before the pooling, :math:`w^c_k` the weight from channel
+    k to class c in the linear layer, :math:`b^c` its bias, and :math:`y^c` the logit of the class.
 
-    It is exact, and needs neither a gradient nor surgery, for every network that ends in global pooling and
-    one linear layer; every call checks the second equation. A network whose last convolution makes
-    one channel a class and pools it (SqueezeNet) gives these channels. A layer normalisation between the
-    pooling and the linear layer (ConvNeXt) is linear for each image, with :math:`w^c_k` replaced by
-    :math:`(w^c_k \gamma_k - \operatorname{mean}_j w^c_j \gamma_j) / \sigma`.
+    The map is exact for every network that ends in global average pooling and one linear layer: its mean plus
+    the bias is the logit, and every call checks that. It needs neither a gradient nor a change of the
+    network. These heads are supported too:
 
-    Targets are classes: there is no map of another function of the output.
+    - A last convolution with one channel per class that is then pooled (SqueezeNet). The map is the channel
+      of the class.
+    - A layer normalisation with weight :math:`\gamma` between the pooling and the linear layer (ConvNeXt). It
+      is linear for each image: :math:`w^c_k` becomes
+      :math:`(w^c_k \gamma_k - \operatorname{mean}_j w^c_j \gamma_j) / \sigma`, with :math:`\sigma` the
+      standard deviation of the pooled activation.
+    - Global max pooling (Oquab et al., CVPR 2015). The map is the same sum, but its mean is not the logit;
+      every call checks the sum of the weighted channel maxima instead.
 
-    Args:
-        model: a network that ends so; any other becomes one with :func:`camkit.attach_gap_head`.
-        differentiable: whether maps and output keep their graph, as for :class:`GradCAM`.
+    :func:`camkit.attach_gap_head` builds a network that CAM can explain from any other. Targets must be
+    classes.
+
+    For the shared arguments, see :class:`camkit.Explainer`. CAM takes only ``model`` and ``differentiable``,
+    because it can explain no other layer than the one before the pooling.
 
     Raises:
-        TypeError: if ``model`` is no module.
+        TypeError: if ``model`` is not a module. A call raises it for a target that is not classes.
+        ValueError: at the call, if the network has another head. The message names the operation that does
+            not fit.
 
-    A call also raises a ``ValueError`` for a network with another head; it names the operation in the way.
-
-    Departs from the paper: nothing. With global max pooling (Oquab et al., CVPR 2015) the map is the same
-    sum, and its mean is not the logit.
+    Departs from the paper: nothing.
 
     Example:
         >>> import camkit, torch, torchvision
@@ -55,7 +61,7 @@ class CAM(Explainer):
         Zhou et al., *Learning Deep Features for Discriminative Localization*, CVPR 2016, equations 1 and 2.
     """
 
-    formula = r"\sum_k w^c_k A^k"
+    formula = r"M = \sum_k w^c_k A^k, \qquad y^c = \operatorname{mean}(M) + b^c"
     paper = "Zhou et al., CVPR 2016"
     passes = "1 forward"
     needs_gradient = False
@@ -65,13 +71,17 @@ class CAM(Explainer):
         super().__init__(model, differentiable=differentiable)
 
     def find(self, dry: DryRun) -> list[Location]:
-        """The layer before the pooling, if the head is one that CAM can explain."""
+        """Returns the layer before the pooling, with the head that follows it.
+
+        Raises:
+            ValueError: if CAM cannot explain the head.
+        """
         require_floats(self.model)
         location = find_before_pooling(dry)
         head = read_head(location)
         module, _, name = (head.weight or "").rpartition(".")
         owner = self.model.get_submodule(module)
-        # Looked up and not read: reading the weight of spectral_norm changes it in training mode.
+        # Look the weight up without reading it: with spectral_norm, reading it in training mode changes it.
         if name and not (name in {**vars(owner), **owner._parameters} or hasattr(type(owner), name)):
             got = f"{location.dry.kind}, where {module!r} computes it"
             raise ValueError(checks.error_message("model", "a linear layer that has its weight", got))
@@ -79,32 +89,37 @@ class CAM(Explainer):
         return [LocationWithHead(**found, head=head)]
 
     def map(self, evidence: Evidence) -> torch.Tensor:
-        """The raw maps ``(N, K, *spatial)``, signed."""
+        """Returns the raw maps ``(N, K, *spatial)``, which are signed."""
         classes = evidence.bound.plain_classes
         if classes is None:
-            raise TypeError(
-                checks.error_message("target", "classes, which are what CAM explains", "a function")
-            )
-        location = cast(LocationWithHead, evidence.location)  # as find() gives it
+            raise TypeError(checks.error_message("target", "classes, the only targets of CAM", "a function"))
+        location = cast(LocationWithHead, evidence.location)  # the type that find() returns
+        # Functions between the layer and the pooling, such as DenseNet's last ReLU, belong to the activation.
+        # The logits would not be linear in the layer's own output.
         head, activation = location.head, location.activation(evidence.activation)
         flat = activation.flatten(2)
         pooled = flat.mean(2) if head.pooling == "avg" else flat.amax(2)
         weights, bias = head.weights_and_bias(self.model, pooled, classes)
         summands = weights * pooled[:, None]
-        _check_exact(evidence, summands, bias)
+        _require_sums_to_logits(evidence, summands, bias)
         return maps.weighted_sum(weights, activation)
 
 
-def _check_exact(evidence: Evidence, summands: torch.Tensor, bias: torch.Tensor) -> None:
-    """Raise unless the summands and the bias add up to the logits, up to rounding."""
+def _require_sums_to_logits(evidence: Evidence, summands: torch.Tensor, bias: torch.Tensor) -> None:
+    """Raises a ``ValueError`` unless the summands ``(N, K, C)`` and the bias add up to the logits.
+
+    Rounding errors are allowed.
+    """
     predicted = summands.sum(2) + bias
     expected = evidence.scores.reshape(predicted.shape).to(predicted)
     eps = max(torch.finfo(t.dtype).eps for t in (evidence.scores, summands))
+    # A quick test that is stricter than needed; nearly all calls end here.
     if torch.allclose(predicted, expected, rtol=eps**0.5, atol=0):
-        return  # by less than the summands allow, and at once
+        return
+    # Large summands may cancel, so that their rounding errors are large compared with the sum.
     scale = summands.abs().sum(2) + bias.abs()
     error = (predicted - expected).abs()
-    # Not "error > ...": NaN must not pass for equal where the activation is finite.
+    # "not <=" and not ">": an error of NaN must be reported where the activation is finite.
     if not (error <= eps**0.5 * scale).all() and torch.isfinite(scale).all():
         raise ValueError(
             checks.error_message(

@@ -1,4 +1,4 @@
-"""The call that all methods share: tap, one pass, target, result."""
+"""The base class of methods that make a map at a layer."""
 
 from abc import abstractmethod
 from collections.abc import Hashable, Sequence
@@ -21,38 +21,44 @@ from camkit.model.modules import layer_name, modules_of, require_floats
 from camkit.passes.evidence import Evidence, gather
 from camkit.targets.binding import Target
 
-#: What ``layer=`` takes: a layer by name or as the module, several of them, or nothing.
+#: The types of ``layer=``: a layer by name or as the module, several of them, or ``None``.
 Layer = str | nn.Module | Sequence[str | nn.Module] | None
-# Input shapes for which an explainer remembers its dry run.
-_KEPT = 16
+# An explainer remembers the locations of its layers for this many input shapes.
+_MAX_SHAPES = 16
 
 
 @dataclass(eq=False)
 class Explainer(Method):
-    """Runs a model and makes a map of what a method reads off that pass, or asks of it in others.
+    """Base class of the methods that make a map at a layer.
 
-    A method is a subclass with one pure function, :meth:`map`, and its hyperparameters as fields. The model
-    is left exactly as it was found, also when something raises: it runs in evaluation mode, whatever mode
-    it is in, and gets its mode back.
+    It runs the model once and turns that pass, plus any further passes the method asks for, into a map. A
+    method is a subclass that implements :meth:`map` and has its settings as dataclass fields.
+
+    The model runs in evaluation mode and is left exactly as it was found, also when an error is raised. The
+    argument ``differentiable`` describes the one exception.
 
     Args:
-        model: any module.
-        layer: the layer to make maps at, by name or as the module, or several; found by a dry run if not
-            given.
-        fuse: how the maps of several layers become one: ``"mean"``, ``"product"`` or ``"hierarchical"``
-            (LayerCAM's).
-        layout: how the named layer's output reads: ``"channels_first"``, ``"channels_last"`` or a
-            :class:`camkit.Layout`; the dry run tells if not given.
-        differentiable: whether maps and output keep their graph to the model's parameters, for losses on
-            maps. The call is then the forward pass of a training step: it runs in the mode that the model is
-            in, with whatever that does to statistics and the random state. Methods with ``keeps_graph`` can.
+        model: any :class:`torch.nn.Module`. A model inside ``torch.compile``, ``DataParallel`` or
+            ``DistributedDataParallel`` is taken out of it.
+        layer: the layer to make maps at, by name or as the module, or several layers. By default a dry run
+            finds the last spatial layer whose positions all affect the output. In a model that reads only
+            its class token, this is the input of the last attention.
+        fuse: how to combine the maps of several layers into one: ``"mean"``, ``"product"`` or
+            ``"hierarchical"``, which is LayerCAM's fusion.
+        layout: the layout of the named layer's output: ``"channels_first"``, ``"channels_last"`` or a
+            :class:`camkit.Layout`. By default the dry run determines it.
+        differentiable: whether the maps and the output keep their graph to the model's parameters, so that
+            you can train with a loss on the maps. The call is then the forward pass of a training step: it
+            runs in the model's own mode, and may update batch statistics and the random state. Only methods
+            with ``keeps_graph`` support it.
 
     Raises:
-        ValueError: if the model has no such layer.
-        TypeError: for a model or a layer of another kind.
+        ValueError: if the model has no such layer, or if another argument has an unsupported value.
+        TypeError: if an argument has an unsupported type.
     """
 
-    # Whether the first pass makes the graph for that, and not one of the method's own.
+    # Whether the first pass records the graph for Evidence.gradient. Methods that build a graph of their own
+    # in a later pass set it to False, which saves the memory of the first graph.
     gradient_in_first_pass: ClassVar[bool] = True
 
     model: nn.Module = field(repr=False)
@@ -65,64 +71,67 @@ class Explainer(Method):
     def __post_init__(self) -> None:
         super().__init__(self.model)
         checks.one_of("fuse", self.fuse, maps.FUSIONS)
-        several = isinstance(self.layer, list | tuple)
-        named: Sequence[Any] = self.layer if isinstance(self.layer, list | tuple) else [self.layer]
-        self._names = [layer_name(self.model, one) for one in named if several or one is not None]
+        given: Any = self.layer
+        several = isinstance(given, list | tuple)
+        layers = given if several else [] if given is None else [given]
+        self._names = [layer_name(self.model, one) for one in layers]
         if len(set(self._names)) < len(self._names) or (several and not self._names):
             raise ValueError(
                 checks.error_message("layer", "one layer, or several different ones", self._names)
             )
+        # Store names in the place of modules, so that repr() shows which layers are explained.
         self.layer = tuple(self._names) if several else self._names[0] if self._names else None
         if self.differentiable and not self.keeps_graph:
-            hint = "methods with keeps_graph, such as camkit.GradCAM, have maps to train through"
+            hint = "methods with keeps_graph, such as camkit.GradCAM, have maps you can backpropagate through"
             raise ValueError(
                 checks.error_message("differentiable", f"False for {type(self).__name__}", True, hint)
             )
         self._layout = None if self.layout is None else as_layout(self.layout)
         if self._layout is not None and not self._names:
-            raise ValueError(checks.error_message("layout", "layer= with it, whose layout it is", "no layer"))
+            expected = "layer= too, which names the layer with this layout"
+            raise ValueError(checks.error_message("layout", expected, "no layer"))
         self._locations: dict[Hashable, tuple[Location, ...]] = {}
 
     @abstractmethod
     def map(self, evidence: Evidence) -> torch.Tensor:
-        """The raw maps ``(N, K, *spatial)``."""
+        """Returns the raw maps of one layer, ``(N, K, *spatial)``, for N images and K scores per image."""
 
     def map_each(self, evidences: Sequence[Evidence]) -> list[torch.Tensor]:
-        """The raw maps of each layer."""
+        """Returns the raw maps of each layer, by default those that :meth:`map` computes one by one."""
         return [self.map(evidence) for evidence in evidences]
 
     def join(self, parts: Sequence[torch.Tensor]) -> torch.Tensor:
-        """The maps of several layers, the shallowest first, as one."""
+        """Combines the maps of several layers, the shallowest first, into one, by default as in ``fuse``."""
         return maps.fuse(parts, self.fuse)
 
     def find(self, dry: DryRun) -> Sequence[Location]:
-        """The layers that this method explains if none is named."""
+        """Returns the layers that this method explains if ``layer`` is not given."""
         return [find_for_gradient(dry)]
 
     def explain(self, inputs: Inputs, target: Target) -> Explanation:
         """Runs the model once, and turns that pass into a map."""
         size, attached = inputs.size, self.differentiable
         gradient = attached or (self.needs_gradient and self.gradient_in_first_pass)
-        locations = self._locate(inputs)
+        locations = self._find_locations(inputs)
         evidences = gather(self.model, inputs, target, locations, gradient=gradient, attached=attached)
         with torch.set_grad_enabled(attached):
             parts = self.map_each(evidences)
-            self._check(parts, evidences)
+            self._require_shapes(parts, evidences)
             joined = self.join(parts)
         output = evidences[0].output if attached else detach_all(evidences[0].output)
 
-        def explained(part: torch.Tensor, layer: str) -> Explanation:
+        def explanation(part: torch.Tensor, layer: str) -> Explanation:
             part = part if attached else part.detach()
             return Explanation.of(part, output, evidences[0].scored, layer, size)
 
         names = tuple(evidence.location.name for evidence in evidences)
         if len(names) == 1:
-            return explained(joined, names[0])
-        each = tuple(explained(part, name) for part, name in zip(parts, names, strict=True))
-        return replace(explained(joined, ", ".join(names)), parts=each)
+            return explanation(joined, names[0])
+        each = tuple(explanation(part, name) for part, name in zip(parts, names, strict=True))
+        return replace(explanation(joined, ", ".join(names)), parts=each)
 
-    def _check(self, parts: Sequence[torch.Tensor], evidences: Sequence[Evidence]) -> None:
-        """Raise unless a method's maps are what :meth:`map` promises."""
+    def _require_shapes(self, parts: Sequence[torch.Tensor], evidences: Sequence[Evidence]) -> None:
+        """Raises a ``ValueError`` unless the maps of each layer have the shape that :meth:`map` promises."""
         for part, evidence in zip(parts, evidences, strict=True):
             count, dims = evidence.scores.shape, evidence.x.ndim - 2
             if part.shape[:2] != count or part.ndim != dims + 2:
@@ -130,13 +139,15 @@ class Explainer(Method):
                 got = f"{checks.shape_of(part)} from {type(self).__name__}"
                 raise ValueError(checks.error_message("map", expected, got))
 
-    def _locate(self, inputs: Inputs) -> tuple[Location, ...]:
-        # Two images, so that no dimension of length one is taken for the batch. The modules are in the key:
-        # a user may have given the model another head since.
+    def _find_locations(self, inputs: Inputs) -> tuple[Location, ...]:
+        """Returns the layers to explain, the shallowest first, as a dry run at this input size finds them."""
+        # The dry run gets two images. With one, a dimension of length one could be mistaken for the batch.
         shape = (2, *inputs.images.shape[1:])
+        # The key holds the modules, because the user may have replaced one, such as the head, between calls.
         key = (shape, inputs.signature(), tuple(map(id, modules_of(self.model))))
         if key not in self._locations:
-            if len(self._locations) >= _KEPT:
+            if len(self._locations) >= _MAX_SHAPES:
+                # A data set with images of many sizes would otherwise fill the memory with dry runs.
                 self._locations.clear()
             if self.needs_gradient:
                 require_floats(self.model)

@@ -1,4 +1,4 @@
-"""Principal directions of an activation's positions."""
+"""Principal components of the positions of an activation."""
 
 import torch
 
@@ -7,20 +7,22 @@ from camkit._tools import checks
 
 
 def principal_map(activation: torch.Tensor, name: str) -> torch.Tensor:
-    """``(N, K, C, *spatial)`` projected on the first right singular vector of its positions by channels.
+    """Projects each activation on the first right singular vector of its matrix of positions by channels.
+
+    The sign is chosen so that the map agrees with the sum of the channels.
 
     Args:
         activation: shape ``(N, K, C, *spatial)``.
-        name: its layer, for the message.
+        name: the name of its layer, for the error message.
 
     Returns:
-        Shape ``(N, K, *spatial)``; zeros for what is zero everywhere.
+        Shape ``(N, K, *spatial)``. An activation of zeros gives zeros.
 
     Raises:
-        ValueError: if there is one channel only.
+        ValueError: if there is only one channel.
     """
     matrix = positions_by_channels(activation, name)
-    # The smaller of the two Gram matrices has the same first direction, and no SVD is needed.
+    # The eigenvectors of the smaller Gram matrix give the same projection as an SVD, at a lower cost.
     with maps.full_precision(matrix):
         if matrix.shape[2] <= matrix.shape[3]:
             projection = first_component(matrix @ matrix.mT)
@@ -31,7 +33,11 @@ def principal_map(activation: torch.Tensor, name: str) -> torch.Tensor:
 
 
 def positions_by_channels(activation: torch.Tensor, name: str) -> torch.Tensor:
-    """``(N, K, C, *spatial)`` as matrices ``(N, K, Z, C)``, in single precision or better."""
+    """Returns an activation ``(N, K, C, *spatial)`` as matrices ``(N, K, Z, C)``, in float32 or better.
+
+    Raises:
+        ValueError: if there is only one channel.
+    """
     channels = activation.shape[2]
     if channels < 2:
         got = f"{name!r}, which has {channels}"
@@ -40,13 +46,17 @@ def positions_by_channels(activation: torch.Tensor, name: str) -> torch.Tensor:
 
 
 def first_component(gram: torch.Tensor) -> torch.Tensor:
-    """The first principal component ``(..., Z)`` of points whose inner products are ``(..., Z, Z)``."""
-    values, vectors = torch.linalg.eigh(gram)
+    """Returns the first principal component ``(..., Z)`` of Z points, from their inner products."""
+    values, vectors = torch.linalg.eigh(gram)  # the largest eigenvalue is the last
+    # Rounding can make an eigenvalue of zero negative, and its square root NaN.
     component: torch.Tensor = vectors[..., -1] * values[..., -1:].clamp(min=0).sqrt()
     return component
 
 
 def with_sign_of(component: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
-    """The component ``(..., Z)`` with the sign, which is arbitrary, that agrees with a reference."""
+    """Returns the component ``(..., Z)`` with the sign that agrees with a reference of the same shape.
+
+    The sign of an eigenvector is arbitrary, and may differ between devices and versions of torch.
+    """
     agreement = (component * reference).sum(-1, keepdim=True)
     return torch.where(agreement < 0, -component, component)

@@ -1,4 +1,4 @@
-"""Methods that attribute the score to the layer by propagating it back by rules."""
+"""Methods that attribute the score to the layer by rules that replace the gradient."""
 
 import torch
 
@@ -10,26 +10,23 @@ from camkit.maps import weighted_sum
 from camkit.methods.explainer import Explainer
 from camkit.passes.evidence import Evidence
 
-# How much of a score may go astray before somebody is told.
+# Warn if more than this share of a score is missing from the attribution, or of the relevance on its way.
 _TOLERANCE = 0.05
 
 
 class LIFTCAM(Explainer):
-    r"""LIFT-CAM: the activation weighed by DeepLIFT's contribution of each channel.
+    r"""LIFT-CAM: weights each channel of the activation by its DeepLIFT contribution to the score.
 
-    .. math::
-        w_k = \sum_{ij} m^k_{ij} A^k_{ij} \approx \text{Shapley value of channel } k, \qquad
-        M = \operatorname{ReLU}\Big(\sum_k w_k A^k\Big)
+    Here :math:`A^k` is channel k of the activation and :math:`m^k` its multipliers by DeepLIFT's rescale
+    rule, from an activation of zeros to this one. i is a position, and M is the map. The weight
+    :math:`w_k` approximates the Shapley value of channel k.
 
-    with m the multipliers of what follows the layer, by the rescale rule, against an activation of zeros. Of
-    tokens, the ones beside the grid stay as they are. The weights sum to the score less the score of zeros;
-    a warning tells where they do not: after products of activations, normalisation over channels and
-    attention, for which DeepLIFT has no rule.
+    The weights sum to the score minus the score of an activation of zeros. A call warns if the sum is off by
+    more than 5 %. This happens after products of activations, normalisation over channels and attention, for
+    which DeepLIFT has no rule. Tokens outside the grid are left unchanged.
 
-    Args:
-        model: any module that is differentiable after the layer.
-        layer: the layer to make maps at, by name or as the module; or several.
-        fuse: how the maps of several layers become one: ``"mean"``, ``"product"`` or ``"hierarchical"``.
+    The model must be differentiable after the layer. For the shared arguments, see
+    :class:`camkit.Explainer`.
 
     Departs from the paper: nothing.
 
@@ -37,17 +34,17 @@ class LIFTCAM(Explainer):
         Jung and Oh, *Towards Better Explanations of Class Activation Mapping*, ICCV 2021.
     """
 
-    formula = r"\mathrm{ReLU} \sum_k w_k A^k,\; w_k = \textstyle\sum m^k A^k \text{ by DeepLIFT}"
+    formula = r"M = \operatorname{ReLU}\Big(\sum_k w_k A^k\Big), \qquad w_k = \sum_i m^k_i A^k_i"
     paper = "Jung and Oh, ICCV 2021"
     passes = "1 forward, 1 backward; the head twice"
-    needs_gradient = True
     gradient_in_first_pass = False
 
     def map(self, evidence: Evidence) -> torch.Tensor:
-        """The raw maps ``(N, K, *spatial)``, never negative."""
+        """Returns the raw maps ``(N, K, *spatial)``, which are never negative."""
         weights, differences = contributions(evidence)
         sums = weights.sum(2)
         missing = (sums - differences).abs()
+        # The difference of two large scores has their rounding errors.
         rounding = torch.finfo(sums.dtype).eps ** 0.5 * evidence.scores.abs()
         if (missing > rounding + _TOLERANCE * torch.maximum(sums.abs(), differences.abs())).any():
             worst, place = missing.argmax(), evidence.location
@@ -60,10 +57,15 @@ class LIFTCAM(Explainer):
 
 
 def contributions(evidence: Evidence) -> tuple[torch.Tensor, torch.Tensor]:
-    """DeepLIFT's contribution of each channel ``(N, K, C)``, and the score less that of zeros ``(N, K)``."""
+    """Returns DeepLIFT's contribution of each channel, and the difference that these should sum to.
+
+    Returns:
+        The contributions ``(N, K, C)``, and the score minus the score of an activation of zeros ``(N, K)``.
+    """
     with torch.enable_grad():
         leaf = evidence.activation.clone().requires_grad_()
         zeros = torch.zeros_like(leaf)
+        # Each function's multiplier compares its input in this pass with its input in the reference pass.
         with torch.no_grad(), deeplift.Recorded(zeros) as reference:
             (empty,) = evidence.outputs(zeros[None])
         with deeplift.multipliers(leaf, reference):
@@ -75,46 +77,48 @@ def contributions(evidence: Evidence) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 class RelevanceCAM(Explainer):
-    r"""Relevance-CAM: the activation weighed by the mean relevance of each channel, at any depth.
+    r"""Relevance-CAM: weights each channel of the activation by its mean relevance, at any depth.
 
-    .. math:: w_k = \operatorname{mean}(R^k), \qquad M = \sum_k w_k A^k
+    Here :math:`A^k` is channel k of the activation, i one of the Z positions, and M the map. R is the
+    relevance of the activation by layer-wise relevance propagation. With C classes, the propagation starts
+    with 1 at the target class and :math:`-1 / C` at every other. For targets other than classes it starts
+    with the gradient of the score with respect to the model's output. The map is signed.
 
-    with R the layer-wise relevance propagation of a start of 1 for the class and -1/C for each other of C
-    classes. A target that is no class starts with its gradient by the model's output. It is signed.
+    The part of the model after the layer must consist of convolutions, linear layers, poolings, sums, and
+    activation functions that map zero to zero, such as ReLU. Batch normalisation, factors that are constant,
+    and functions that only move or copy values are supported too. For the shared arguments, see
+    :class:`camkit.Explainer`.
 
-    Args:
-        model: a network of convolutions, linear layers, ReLUs, poolings and sums after the layer.
-        layer: the layer to make maps at, by name or as the module; or several.
-        fuse: how the maps of several layers become one: ``"mean"``, ``"product"`` or ``"hierarchical"``.
+    A call warns if the relevance that reaches the layer differs by more than 5 % from the relevance at the
+    start.
 
     Raises:
-        ValueError: at the call, if the model uses a function for which there is no rule.
+        ValueError: at the call, if the model uses a function without a rule after the layer.
 
-    A call warns, with the ratio, if less or more relevance comes through than started.
-
-    Departs from the paper: its text scales the start by the logit, its authors' program does not, and neither
-    does this.
+    Departs from the paper: the text of the paper scales the start by the logit. Its authors' program does
+    not, and neither does camkit.
 
     References:
         Lee et al., *Relevance-CAM: Your Model Already Knows Where to Look*, CVPR 2021, equations 5 to 8.
     """
 
-    formula = r"\sum_k \mathrm{mean}(R^k) A^k,\; R \text{ by LRP}"
+    formula = r"M = \sum_k w_k A^k, \qquad w_k = \frac{1}{Z} \sum_i R^k_i"
     paper = "Lee et al., CVPR 2021"
     passes = "1 forward, 3 backward; the head again"
-    needs_gradient = True
     gradient_in_first_pass = False
 
     def map(self, evidence: Evidence) -> torch.Tensor:
-        """The raw maps ``(N, K, *spatial)``, signed."""
+        """Returns the raw maps ``(N, K, *spatial)``, which are signed."""
         activation, place = evidence.activation, evidence.location
-        start = evidence.bound.with_formula(_against_the_others)
+        start = evidence.bound.with_formula(_class_against_others)
         with torch.enable_grad():
             leaf = activation.clone().requires_grad_()
             with lrp.Relevance(leaf, place.dry.kind) as rules:
-                # Two rows at least, so that what has one row for all images is known for a constant.
+                # Run at least two rows. Among a single row, the rules could not tell an activation from a
+                # constant that is the same for all images.
                 output, *_ = evidence.outputs(torch.stack([leaf] * (2 if len(leaf) == 1 else 1)))
             scores = start(output).reshape(evidence.scores.shape)
+        # Because of the rules, this gradient is the relevance. conservation() uses its graph again.
         relevance = gradients(scores, leaf, place.name, keep=True)
         ends = [tensor for tensor in tensors_in(output) if tensor.requires_grad]
         ratio = rules.conservation(ends, scores, leaf)
@@ -126,7 +130,10 @@ class RelevanceCAM(Explainer):
         return weighted_sum(relevance.flatten(3).mean(3), activation)
 
 
-def _against_the_others(logits: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
-    """Each class's logit, less the others' by their number with it: its gradient is Relevance-CAM's start."""
+def _class_against_others(logits: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
+    """Returns scores ``(N, K)`` whose gradient with respect to the logits starts Relevance-CAM.
+
+    Each score is the logit of the class, minus the sum of the other logits divided by the number of classes.
+    """
     chosen = logits.gather(1, classes)
     return chosen - (logits.sum(1, keepdim=True) - chosen) / logits.shape[1]

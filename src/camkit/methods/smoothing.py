@@ -1,4 +1,4 @@
-"""Smoothing: one method's maps, averaged over views of the input."""
+"""Smoothing: the maps of one method, averaged over views of the input."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -18,8 +18,8 @@ class View(NamedTuple):
     """One view of the input.
 
     Attributes:
-        apply: from the input to the view.
-        undo: from maps of the view ``(..., *spatial)`` to maps of the input.
+        apply: the function from images ``(N, C, *size)`` to their view.
+        undo: the function from maps of the view, ``(..., *spatial)``, to maps of the input.
     """
 
     apply: Callable[[torch.Tensor], torch.Tensor]
@@ -27,16 +27,16 @@ class View(NamedTuple):
 
 
 class Smoothed(Method):
-    """A method whose maps are means over views of the input: noisy copies, or flipped ones.
+    """Averages the maps of a method over views of the input, such as noisy or mirrored copies.
 
-    What is explained is settled on the input itself: the predicted class of a view does not matter.
+    The target is determined on the unchanged input. The predicted class of a view plays no role.
 
     Args:
-        method: any method.
-        views: :func:`noise_views`, :func:`flip_views`, or views of your own.
+        method: any method, such as ``camkit.GradCAM(model)``.
+        views: :func:`noise_views`, :func:`flip_views`, or a list of your own views.
 
     Raises:
-        TypeError: if ``method`` is none.
+        TypeError: if ``method`` is not a method, or if ``views`` are not views.
         ValueError: if there are no views.
 
     Example:
@@ -54,8 +54,10 @@ class Smoothed(Method):
         self.method = require_method(method)
         super().__init__(method.model)
         self.differentiable = method.differentiable
-        several: Any = views  # also what is none: noise_views itself, or one view
-        each = list(several) if isinstance(several, Sequence) else [several]
+        # Refuse two likely mistakes: a function such as noise_views that was not called, and a single View,
+        # which is a tuple of two functions.
+        given: Any = views
+        each = list(given) if isinstance(given, Sequence) else [given]
         if not all(isinstance(view, View) for view in each):
             expected = "several camkit.View, such as camkit.flip_views()"
             raise TypeError(checks.error_message("views", expected, type(views).__name__))
@@ -64,8 +66,9 @@ class Smoothed(Method):
         self.views = tuple(views)
 
     def explain(self, inputs: Inputs, target: Target) -> Explanation:
-        """Explains the inputs themselves and then each view; the output is that of the inputs themselves."""
+        """Explains the unchanged inputs and then each view; the output is that of the unchanged inputs."""
         plain = self.method(inputs.given, target)
+        # Views may have another size than the input, and so may their maps.
         size = plain.maps.shape[-len(plain.input_size) :]
         total = torch.zeros_like(plain.maps)
         for view in self.views:
@@ -75,22 +78,28 @@ class Smoothed(Method):
 
 
 def noise_views(samples: int = 16, std: float = 0.1, seed: int = 0) -> list[View]:
-    """Noisy copies of the input.
+    """Returns views that add normal noise to the input.
 
     Args:
-        samples: how many.
+        samples: number of views, at least 1.
         std: standard deviation of the noise, in units of the input.
-        seed: seed of the noise, which is the same for every image. The global random state is left alone.
+        seed: seed of the noise, at least 0. All images get the same noise. The global random state does not
+            change.
+
+    Raises:
+        ValueError: if an argument is out of range.
+        TypeError: if an argument is not a number.
     """
     checks.positive("samples", samples)
     checks.not_negative("std", std)
     checks.seed(seed)
-    # Partial functions and no closures: their settings show.
+    # Partial functions show their settings in repr(), which closures do not. The manifest of a data set job
+    # records them.
     return [View(partial(_noisy, std=std, seed=seed, sample=n), _as_it_is) for n in range(samples)]
 
 
 def flip_views() -> list[View]:
-    """The input and its mirror image, left to right."""
+    """Returns two views: the input as it is, and mirrored left to right (along its last dimension)."""
     return [View(_as_it_is, _as_it_is), View(_mirrored, _mirrored)]
 
 

@@ -1,1 +1,1 @@
-"""The user's model as an object: its modules, its inputs, a stand-in for it, its state."""
+"""The user's model: its modules, its inputs, a stand-in for it, and the state to restore after a call."""

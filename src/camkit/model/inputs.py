@@ -1,4 +1,4 @@
-"""What a model is called with: images, and whatever else goes in beside them."""
+"""The inputs of a model: the images, and everything else that its forward pass takes."""
 
 import math
 import re
@@ -13,23 +13,27 @@ from camkit._tools import checks
 from camkit._tools.nested import map_leaves
 from camkit.model.modules import require_numbers
 
-#: What explainers take for ``x``: images, or several inputs of which one is the images. A tuple goes into the
-#: model by position, a dict by name.
+#: The type of ``x``: images, or several inputs of which one is the images. The model gets the entries of a
+#: tuple by position, and those of a dict by name.
 Input = torch.Tensor | tuple[Any, ...] | Mapping[str, Any]
 
 
 class UnfitError(ValueError):
-    """Images that a model cannot take, or an output of no use, for a reason that is known."""
+    """An error whose reason is known: the images do not fit the model, or its output holds no tensor.
+
+    Other errors of a forward pass make a dry run start again with numbers instead of shapes. This one does
+    not, because numbers would not help.
+    """
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """Everything that one call of the model takes.
+    """The inputs of one call of the model.
 
     Attributes:
-        given: as the user gave it.
-        place: where in it the images are: an index, a name, or ``None`` where there is nothing else.
-        argument: what the user calls it.
+        given: the inputs as the user gave them: a tensor, or a tuple or dict.
+        place: where in ``given`` the images are: an index or a name; ``None`` if ``given`` is the images.
+        argument: the name of the user's argument, for error messages.
     """
 
     given: Any
@@ -38,10 +42,10 @@ class Inputs:
 
     @classmethod
     def of(cls, x: Input) -> "Inputs":
-        """Finds the images: the first tensor of floats with a spatial size.
+        """Finds the images: the first floating-point tensor with spatial dimensions, ``(N, C, *spatial)``.
 
         Raises:
-            TypeError: if ``x`` is no input, or holds no images.
+            TypeError: if ``x`` is not a tensor, tuple or dict, or if it holds no images.
         """
         if isinstance(x, torch.Tensor):
             return cls(x)
@@ -58,28 +62,33 @@ class Inputs:
 
     @classmethod
     def checked(cls, x: Input, modules: Sequence[nn.Module]) -> "Inputs":
-        """As :meth:`of`, if the images are a batch of numbers, for a model of these modules.
+        """Finds the images as :meth:`of` does, and checks that they are a batch that can be explained.
+
+        Args:
+            x: the inputs.
+            modules: every module of the model, the model itself first.
 
         Raises:
-            ValueError: for images without a batch, without numbers, or for a model without them.
-            TypeError: if ``x`` is no input, or holds no images.
+            ValueError: if the images have no batch dimension, are empty or hold NaN or infinity, or if the
+                images or the model are on the meta device.
+            TypeError: if ``x`` is not a tensor, tuple or dict, or if its images are not floats.
         """
         inputs = cls.of(x)
-        batch(modules, inputs.images)
+        _require_batch(inputs.images, modules)
         return inputs
 
     @property
     def images(self) -> torch.Tensor:
-        """The images, ``(N, C, *size)``."""
+        """The images, ``(N, C, *spatial)``."""
         found: torch.Tensor = self.given if self.place is None else self.given[self.place]
         return found
 
     @property
     def size(self) -> tuple[int, ...]:
-        """The images' spatial size.
+        """The spatial size of the images, such as ``(H, W)``.
 
         Raises:
-            ValueError: if they have none.
+            ValueError: if they have no spatial dimensions.
         """
         images = self.images
         if images.ndim < 3:
@@ -88,10 +97,19 @@ class Inputs:
         return tuple(images.shape[2:])
 
     def with_images(self, images: torch.Tensor) -> Any:
-        """What was given, with other images and as many rows of everything else that has one per image.
+        """Returns the inputs with other images, and fits every other tensor to them.
 
-        The rows are those of the batch again and again. What has the images' size gets that of the new ones,
-        without content: only a dry run changes it. All is on the new images' device.
+        - A tensor with one row per image gets as many rows as there are new images: the rows of the batch are
+          repeated, in order.
+        - A tensor that ends in the spatial size of the images, such as a mask, becomes zeros of the new size
+          if the size changes. Only a dry run changes it, and a dry run needs no content.
+        - Every tensor moves to the device of the new images.
+
+        Args:
+            images: the new images, ``(M, C, *spatial)``.
+
+        Returns:
+            Inputs of the same form: a tensor, a tuple or a dict.
         """
         if self.place is None:
             return images
@@ -102,21 +120,25 @@ class Inputs:
             if other.shape[-len(size) :] == size != images.shape[2:]:
                 other = other.new_zeros(*other.shape[: -len(size)], *images.shape[2:])
             if other.ndim and len(other) == count != len(images):
-                times = -(-len(images) // count)
+                times = math.ceil(len(images) / count)
                 other = other.repeat(times, *[1] * (other.ndim - 1))[: len(images)]
             return other
 
-        rest = {place: value for place, value in _items(self.given).items() if place != self.place}
-        filled = {self.place: images, **map_leaves(fitted, rest)}
-        given = self.given
-        return tuple(map(filled.get, range(len(given)))) if isinstance(given, tuple) else filled
+        others = {place: value for place, value in _items(self.given).items() if place != self.place}
+        filled = {self.place: images, **map_leaves(fitted, others)}
+        # The images come first in this dict, so the entries of a tuple are put back in their order.
+        return tuple(filled[i] for i in range(len(filled))) if isinstance(self.given, tuple) else filled
 
     def run(self, model: nn.Module, images: torch.Tensor) -> Any:
-        """The model's output for other images, or for these.
+        """Runs the model on these inputs with other images, and returns its output.
+
+        Args:
+            model: the model.
+            images: the images, ``(M, C, *spatial)``; see :meth:`with_images` for the other inputs.
 
         Raises:
-            ValueError: for images of another type, device or number of channels than the model takes.
-            Exception: whatever else the model raises.
+            ValueError: for images with another dtype, device or number of channels than the model takes.
+            Exception: any other error of the model's forward pass.
         """
         given = self.with_images(images)
         try:
@@ -130,12 +152,26 @@ class Inputs:
             raise UnfitError(reason) from error
 
     def signature(self) -> str:
-        """What the model's way may depend on, beside the images' size."""
-        return "" if self.place is None else repr({k: _described(v) for k, v in _items(self.given).items()})
+        """Describes several inputs: the dtype and shape of each tensor, the value of everything else.
+
+        A model may take another path for other inputs, so a dry run is remembered for one description only.
+        The description of images alone is empty.
+        """
+        return "" if self.place is None else repr(map_leaves(_kind, _items(self.given)))
 
 
 def _mismatch_message(argument: str, model: nn.Module, images: torch.Tensor, error: str) -> str | None:
-    """The error_message about images that do not fit the model, if that is what torch's error is about."""
+    """Explains an error of torch if the reason is that the images do not fit the model.
+
+    Args:
+        argument: the name of the user's argument.
+        model: the model that raised the error.
+        images: the images that it was run on.
+        error: the text of torch's error.
+
+    Returns:
+        A message about the images; ``None`` if the error seems to have another reason.
+    """
     devices = {p.device for p in model.parameters()}
     if len(devices) == 1 and images.device not in devices:
         return checks.error_message(argument, f"images on {devices.pop()}, where the model is", images.device)
@@ -144,6 +180,8 @@ def _mismatch_message(argument: str, model: nn.Module, images: torch.Tensor, err
         return checks.error_message(
             argument, f"{types.pop()}, the type of the model's parameters", images.dtype
         )
+    # torch: "... expected input[2, 1, 12, 10] to have 3 channels, but got 1 channels instead". The shape
+    # tells whether it speaks of the images or of a tensor deeper in the model.
     channels = re.search(r"to have (\d+) channels", error)
     if channels and str(list(images.shape)) in error:
         expected = f"{channels[1]} channels for {type(model).__name__}"
@@ -154,6 +192,7 @@ def _mismatch_message(argument: str, model: nn.Module, images: torch.Tensor, err
 
 
 def _items(given: tuple[Any, ...] | Mapping[str, Any]) -> dict[Any, Any]:
+    """Returns the inputs by their index or name."""
     return dict(given) if isinstance(given, Mapping) else dict(enumerate(given))
 
 
@@ -163,17 +202,13 @@ def _kind(value: object) -> str:
     return type(value).__name__
 
 
-def _described(value: Any) -> str:
-    described = map_leaves(_kind, value)
-    return described if isinstance(described, str) else repr(described)
-
-
-_CONVOLUTIONS = {nn.Conv1d: 3, nn.Conv2d: 4, nn.Conv3d: 5}
+# Number of dimensions of a batch for each convolution, and the names of these dimensions.
+_BATCH_NDIM = {nn.Conv1d: 3, nn.Conv2d: 4, nn.Conv3d: 5}
 _AXES = {3: "(N, C, L)", 4: "(N, C, H, W)", 5: "(N, C, T, H, W)"}
 
 
-def batch(modules: Sequence[nn.Module], x: torch.Tensor) -> None:
-    """Raise unless ``x`` is images with a batch dimension, as the first convolution takes, of numbers."""
+def _require_batch(x: torch.Tensor, modules: Sequence[nn.Module]) -> None:
+    """Raises unless ``x`` is a batch of finite numbers that the first convolution can take."""
     if not x.is_floating_point():
         hint = "transforms such as weights.transforms() make floats of a picture"
         raise TypeError(checks.error_message("x", "floats", x.dtype, hint))
@@ -184,18 +219,16 @@ def batch(modules: Sequence[nn.Module], x: torch.Tensor) -> None:
         raise ValueError(
             checks.error_message("x", "a batch that is not empty", f"shape {checks.shape_of(x)}")
         )
-    # The sum tells most quickly; it may overflow by itself.
+    # One sum is quicker than a look at every value, and NaN and infinity show in it. Finite values may
+    # overflow it, so every value is looked at before the images are refused.
     if not math.isfinite(x.sum().item()) and not x.isfinite().all():
         raise ValueError(checks.error_message("x", "finite values", "NaN or infinity"))
     expected = next(
-        (ndim for m in modules for kind, ndim in _CONVOLUTIONS.items() if isinstance(m, kind)),
+        (ndim for m in modules for kind, ndim in _BATCH_NDIM.items() if isinstance(m, kind)),
         None,
     )
-    # torch's convolutions take a single image too, and what follows them then reads it wrongly.
+    # torch's convolutions also accept one image without a batch dimension. The layers after them would take
+    # its channels for a batch.
     if expected is not None and x.ndim == expected - 1:
-        axes = _AXES[expected]
-        raise ValueError(
-            checks.error_message(
-                "x", f"a batch {axes}", f"shape {checks.shape_of(x)}", "add the batch with x[None]"
-            )
-        )
+        got, hint = f"shape {checks.shape_of(x)}", "add the batch with x[None]"
+        raise ValueError(checks.error_message("x", f"a batch {_AXES[expected]}", got, hint))

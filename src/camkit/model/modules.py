@@ -1,4 +1,4 @@
-"""The modules of a model: walking over them, their names, and models that are refused."""
+"""The modules of a model: listing them, finding their names, and refusing models that cannot be explained."""
 
 import itertools
 from collections.abc import Iterable, Sequence
@@ -11,14 +11,23 @@ from camkit._tools import checks
 
 
 def modules_of(model: nn.Module) -> list[nn.Module]:
-    """Every module of a model once, in the order of ``model.modules()``."""
-    found: dict[nn.Module, None] = {}
-    _walk(model, found)
+    """Returns every module of a model once, in the order of ``model.modules()``."""
+    # Every call of a method needs this list. model.modules() takes longer, since it also makes all names.
+    found: dict[nn.Module, None] = {}  # a set that keeps its order
+    _collect(model, found)
     return list(found)
 
 
+def _collect(module: nn.Module, found: dict[nn.Module, None]) -> None:
+    """Adds a module and the modules below it to ``found``."""
+    found[module] = None
+    for child in module._modules.values():
+        if child is not None and child not in found:
+            _collect(child, found)
+
+
 def has_meta(modules: Iterable[nn.Module]) -> bool:
-    """Whether a parameter or buffer of these is on the meta device, without numbers."""
+    """Whether a parameter or buffer of these modules is on the meta device, where tensors have no numbers."""
     for module in modules:
         for tensors in (module._parameters, module._buffers):
             for tensor in tensors.values():
@@ -27,22 +36,23 @@ def has_meta(modules: Iterable[nn.Module]) -> bool:
     return False
 
 
-def _walk(module: nn.Module, found: dict[nn.Module, None]) -> None:
-    found[module] = None
-    for child in module._modules.values():
-        if child is not None and child not in found:
-            _walk(child, found)
-
-
 def unwrap(model: nn.Module) -> nn.Module:
-    """The module inside ``torch.compile``, ``nn.DataParallel`` and ``DistributedDataParallel``, or itself.
+    """Takes a model out of ``torch.compile``, ``nn.DataParallel`` and ``DistributedDataParallel``.
+
+    Args:
+        model: any module, wrapped or not.
+
+    Returns:
+        The module inside all wrappers; ``model`` itself if there is none.
 
     Raises:
-        TypeError: if it is no module, or one of which a part does not run in Python.
-        ValueError: if a part has no weights before it has run.
+        TypeError: if ``model`` is not a module, or a part of it is a ``torch.jit`` module, which does not run
+            in Python.
+        ValueError: if a parameter or buffer belongs to a lazy module that has not run yet.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(checks.error_message("model", "a torch.nn.Module", type(model).__name__))
+    # Wrappers may be nested, such as a DataParallel of a compiled module.
     while isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel) or is_compiled(model):
         model = next(model.children())
     for name, module in model.named_modules():
@@ -57,18 +67,61 @@ def unwrap(model: nn.Module) -> nn.Module:
     return model
 
 
+def is_compiled(module: nn.Module) -> bool:
+    """Whether ``torch.compile`` returned this module as the wrapper of another."""
+    return type(module).__module__.startswith("torch._dynamo") and "_orig_mod" in module._modules
+
+
 def require_floats(model: nn.Module) -> None:
-    """Raise a ``TypeError`` if a model has quantized layers, without gradients and open weights."""
+    """Raises a ``TypeError`` if a layer is quantized.
+
+    Such a layer has no gradient, and its weights are not a parameter that camkit could read.
+    """
     quantized = next((m for m in modules_of(model) if ".quantized" in type(m).__module__), None)
-    for name, module in model.named_modules() if quantized is not None else ():
-        if module is quantized:
-            hint = "camkit.EigenCAM, ScoreCAM and others that look at activations and outputs only explain it"
-            got = f"{type(module).__name__} {name!r} of a quantized model"
-            raise TypeError(checks.error_message("model", "layers of floats", got, hint))
+    if quantized is None:
+        return
+    name = next(name for name, module in model.named_modules() if module is quantized)
+    hint = "camkit.EigenCAM, ScoreCAM and other methods that only read activations and outputs explain it"
+    got = f"{type(quantized).__name__} {name!r} of a quantized model"
+    raise TypeError(checks.error_message("model", "layers of floats", got, hint))
+
+
+def require_numbers(modules: Sequence[nn.Module]) -> None:
+    """Raises a ``ValueError`` if a parameter or buffer is on the meta device.
+
+    Args:
+        modules: every module of a model, the model itself first.
+    """
+    if has_meta(modules):
+        tensors = itertools.chain(modules[0].named_parameters(), modules[0].named_buffers())
+        empty = next(name for name, tensor in tensors if tensor.is_meta)
+        hint = "load_state_dict(..., assign=True) gives them"
+        raise ValueError(checks.error_message("model", "weights", f"{empty!r} on the meta device", hint))
+
+
+def require_one_run(name: str, calls: int) -> None:
+    """Raises a ``ValueError`` unless a layer ran exactly once.
+
+    Args:
+        name: dotted name of the layer, for the message.
+        calls: how often it ran in one forward pass.
+    """
+    if calls == 0:
+        expected = "a layer that runs in the forward pass"
+        hint = "camkit.list_layers lists those that do"
+        raise ValueError(checks.error_message("layer", expected, f"{name!r}, which never ran", hint))
+    if calls > 1:
+        got = f"{name!r}, which ran {calls} times"
+        raise ValueError(checks.error_message("layer", "a layer that runs once a pass", got))
 
 
 def layer_name(model: nn.Module, layer: str | nn.Module) -> str:
-    """The dotted name of a layer that is given by name or as the module itself.
+    """Returns the dotted name of a layer, such as ``"layer4.1.relu"``.
+
+    Args:
+        model: the model, unwrapped.
+        layer: the layer as a module of the model, or by name. The name may begin with ``module.`` or
+            ``_orig_mod.``, as it does in a model wrapped by ``DataParallel`` or ``torch.compile``.
 
     Raises:
         ValueError: if the model has no such layer.
@@ -84,8 +137,8 @@ def layer_name(model: nn.Module, layer: str | nn.Module) -> str:
         raise ValueError(checks.error_message("layer", f"a module of {kind}", got))
     if not isinstance(layer, str):
         raise TypeError(checks.error_message("layer", "a name or a module", type(layer).__name__))
-    for wrapper in ("module.", "_orig_mod."):  # as the wrapped model calls it
-        if layer not in modules:
+    for wrapper in ("module.", "_orig_mod."):
+        if layer not in modules:  # a model may also have a module of its own that is called "module"
             layer = layer.removeprefix(wrapper)
     if layer not in modules:
         hint = checks.close_matches(layer, list(modules)) or "camkit.list_layers lists them"
@@ -94,36 +147,9 @@ def layer_name(model: nn.Module, layer: str | nn.Module) -> str:
     return layer
 
 
-def require_one_run(name: str, calls: int) -> None:
-    """Raise a ``ValueError`` unless a layer ran once."""
-    if calls == 0:
-        raise ValueError(
-            checks.error_message(
-                "layer",
-                "a layer that runs in the forward pass",
-                f"{name!r}, which never ran",
-                "camkit.list_layers lists those that do",
-            )
-        )
-    if calls > 1:
-        got = f"{name!r}, which ran {calls} times"
-        raise ValueError(checks.error_message("layer", "a layer that runs once a pass", got))
-
-
 def prototype(model: nn.Module) -> torch.Tensor:
-    """A tensor of the type and on the device that a model works in: its first parameter of floats."""
+    """Returns a tensor with the dtype and device of a model: its first floating-point parameter.
+
+    A model without one gets an empty tensor of the default dtype on the default device.
+    """
     return next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
-
-
-def is_compiled(module: nn.Module) -> bool:
-    """Whether it is what ``torch.compile`` makes of a module."""
-    return type(module).__module__.startswith("torch._dynamo") and "_orig_mod" in module._modules
-
-
-def require_numbers(modules: Sequence[nn.Module]) -> None:
-    """Raise a ``ValueError`` if a tensor of a model's modules, the model first, is on the meta device."""
-    if has_meta(modules):
-        tensors = itertools.chain(modules[0].named_parameters(), modules[0].named_buffers())
-        empty = next(name for name, tensor in tensors if tensor.is_meta)
-        hint = "load_state_dict(..., assign=True) gives them"
-        raise ValueError(checks.error_message("model", "weights", f"{empty!r} on the meta device", hint))

@@ -1,4 +1,4 @@
-"""A stand-in for a model: its modules anew, so that a run of it changes nothing in the model."""
+"""A stand-in for a model: a copy of its modules that can be run and changed without touching the model."""
 
 import types
 from collections import OrderedDict
@@ -11,68 +11,89 @@ from camkit.model.modules import is_compiled
 
 
 def skeleton(model: nn.Module, device: str | None = "meta", *, hooks: bool = False) -> nn.Module:
-    """A stand-in for a model: its modules anew, in evaluation mode.
+    """Copies the modules of a model, in evaluation mode and without compiled code.
 
-    What is neither a module nor a tensor is shared with the model, so that this works where
-    ``copy.deepcopy`` does not.
+    Only modules, tensors, and the dicts, lists and tuples that hold them are copied. Every other attribute is
+    shared with the model, so models that ``copy.deepcopy`` cannot copy work too.
 
     Args:
         model: any module.
-        device: where its tensors are: ``"meta"``, or ``None`` to share its parameters and copy its buffers.
-        hooks: whether a user's hooks come along, which then fire for its passes; torch's and camkit's do.
+        device: ``"meta"`` to give the copy tensors of the same shapes without numbers; ``None`` to share the
+            model's parameters and copy its buffers and other tensors.
+        hooks: whether the forward hooks and pre-hooks of the user are copied, and thus called when the copy
+            runs. Those of torch, camkit and transformers always are.
+
+    Returns:
+        The copy.
     """
-    copy: nn.Module = _rebuilt(model, device, hooks, {})
+    copy: nn.Module = _copied(model, device, hooks, {})
     return copy
 
 
-def _rebuilt(value: Any, device: str | None, hooks: bool, made: dict[int, Any]) -> Any:
-    """A value with the modules and tensors in it anew, each once."""
+def _copied(value: Any, device: str | None, hooks: bool, copies: dict[int, Any]) -> Any:
+    """Copies the modules and tensors in a value.
 
-    def again(value: Any) -> Any:
-        return _rebuilt(value, device, hooks, made)
+    Args:
+        value: a module, or any attribute of one.
+        device: as for :func:`skeleton`.
+        hooks: as for :func:`skeleton`.
+        copies: the copies made so far, by the id of the original. A module or tensor that the model uses
+            twice is copied once, and modules that refer to each other do not recurse for ever.
+    """
 
-    if id(value) in made:
-        return made[id(value)]
+    def copied(value: Any) -> Any:
+        return _copied(value, device, hooks, copies)
+
+    if id(value) in copies:
+        return copies[id(value)]
     if isinstance(value, nn.Module):
         kind = _Uncompiled if is_compiled(value) else type(value)
-        made[id(value)] = module = object.__new__(kind)
+        # Skip __init__, whose arguments are unknown, and register the copy before its attributes are copied,
+        # since one of them may refer back to it.
+        copies[id(value)] = module = object.__new__(kind)
         for key, attribute in vars(value).items():
+            # Both hold compiled code, which runs the original modules.
             if key == "_compiled_call_impl" or (kind is _Uncompiled and key == "forward"):
                 continue
             if key in ("_forward_hooks", "_forward_pre_hooks"):
-                own = ((number, hook) for number, hook in attribute.items() if hooks or _is_own(hook))
-                vars(module)[key] = OrderedDict(own)
+                kept = (
+                    (number, hook) for number, hook in attribute.items() if hooks or _is_library_hook(hook)
+                )
+                vars(module)[key] = OrderedDict(kept)
             else:
-                vars(module)[key] = again(attribute)
+                vars(module)[key] = copied(attribute)
         vars(module)["training"] = False
         return module
     if isinstance(value, torch.Tensor):
         if device is None:
+            # A forward pass may write to a buffer, but not to a parameter.
             tensor = value if isinstance(value, nn.Parameter) else value.detach().clone()
         else:
             tensor = torch.empty_like(value.detach(), device=device)
             if isinstance(value, nn.Parameter):
                 tensor = nn.Parameter(tensor, requires_grad=value.requires_grad)
-        made[id(value)] = tensor
+        copies[id(value)] = tensor
         return tensor
+    # A method of a module, kept as an attribute, must run on the copy of that module.
     if isinstance(value, types.MethodType) and isinstance(value.__self__, nn.Module):
-        return types.MethodType(value.__func__, again(value.__self__))
+        return types.MethodType(value.__func__, copied(value.__self__))
     if isinstance(value, dict):
-        made[id(value)] = new = value.copy()
-        new.update((key, again(item)) for key, item in value.items())
+        copies[id(value)] = new = value.copy()
+        new.update((key, copied(item)) for key, item in value.items())
         return new
     if type(value) in (list, tuple):
-        return type(value)(again(item) for item in value)
+        return type(value)(copied(item) for item in value)
     return value
 
 
 class _Uncompiled(nn.Module):
-    """Stands for what ``torch.compile`` made of a module, and runs a stand-in for that."""
+    """Replaces the wrapper that ``torch.compile`` puts around a module, and runs the copy of that module."""
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         return self.get_submodule("_orig_mod")(*args, **kwargs)
 
 
-def _is_own(hook: object) -> bool:
-    # transformers takes hidden states by hooks that it registers once.
+def _is_library_hook(hook: object) -> bool:
+    # A model may need the hooks of its library: transformers collects hidden states by hooks that it
+    # registers once.
     return (getattr(hook, "__module__", None) or "").split(".")[0] in ("torch", "camkit", "transformers")

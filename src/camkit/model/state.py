@@ -1,4 +1,28 @@
-"""The state that a forward pass may change, in the model and in the process, and how it is put back."""
+"""The promise that explaining leaves the model, and the process, exactly as it was found.
+
+A forward pass of the user's model can change three things:
+
+- **The mode.** An explanation runs the model in evaluation mode, whatever mode the user left it in.
+- **The buffers.** Some forward passes write to a buffer, such as a counter, in evaluation mode too.
+- **The process.** A forward pass may draw random numbers, and the caller may be in torch's inference mode.
+
+Parameters are not on the list, because a forward pass only reads them. Nor are their gradients: camkit asks
+``torch.autograd.grad`` for gradients, which adds nothing to ``.grad``. Hooks are removed by the code that
+registers them.
+
+:func:`restored_on_exit` saves all three on entry and restores them on exit, also if an exception or a
+``KeyboardInterrupt`` leaves its ``with`` block.
+
+Several threads may explain the same model at the same time. If each of them restored the model on its own,
+the first to finish would switch the model back to training mode while the others were still running it, and a
+thread that came late would save a state that is not the user's. Therefore the state is saved once, by the
+first thread to enter, and restored once, by the last thread to leave. A counter tells which one that is::
+
+    thread 1   enter: count 0 -> 1, save ............ leave: count 2 -> 1
+    thread 2             enter: count 1 -> 2 ........................ leave: count 1 -> 0, restore
+
+A nested call in one thread counts in the same way: a smoothed method enters once for each view.
+"""
 
 import random
 import sys
@@ -13,41 +37,59 @@ import torch
 from torch import nn
 
 
-def _shared(make: Callable[[], AbstractContextManager[None]]) -> Callable[[], AbstractContextManager[None]]:
-    """A context that the first of several threads enters, and that the last leaves."""
-    lock, inside, stack = threading.Lock(), [0], ExitStack()
+def _shared_by_threads(
+    make_context: Callable[[], AbstractContextManager[None]],
+) -> Callable[[], AbstractContextManager[None]]:
+    """Makes all threads share one context: the first to enter sets it up, the last to leave undoes it.
+
+    Args:
+        make_context: makes a context manager that changes something global.
+
+    Returns:
+        A function to call in place of ``make_context``. Its context managers may overlap, in one thread or in
+        several.
+    """
+    lock = threading.Lock()
+    users = 0
+    entered = ExitStack()  # holds the one context that is open while there are users
 
     @contextmanager
     def context() -> Iterator[None]:
+        nonlocal users
+        # The lock is held while the context is set up or undone, but not while the block runs.
         with lock:
-            if inside[0] == 0:
-                stack.enter_context(make())
-            inside[0] += 1
+            if users == 0:
+                entered.enter_context(make_context())
+            users += 1
         try:
             yield
         finally:
             with lock:
-                inside[0] -= 1
-                if inside[0] == 0:
-                    stack.close()
+                users -= 1
+                if users == 0:
+                    entered.close()
 
     return context
 
 
-@_shared
+@_shared_by_threads
 @contextmanager
 def process_state_restored() -> Iterator[None]:
-    """Puts every global generator's state back, and runs what torch.compile made as it was before.
+    """Restores the global random state on exit, and runs compiled modules uncompiled until then.
 
-    A forward pass may draw from any of them, and hooks do not reach inside what is compiled.
+    The random state is that of Python, of NumPy, and of torch on the CPU and on CUDA devices. It goes back to
+    its value on entry, so a number that another part of the program draws meanwhile may be drawn again.
+    Modules that were compiled with ``torch.compile`` run eagerly, because hooks do not reach inside compiled
+    code. They stay compiled, and run so again afterwards.
     """
-    # Importing it takes seconds, and where it is not, nothing is compiled.
-    compiles = "torch._dynamo" in sys.modules
+    # Importing torch._dynamo takes seconds. If nobody has imported it yet, nothing can have been compiled.
+    may_be_compiled = "torch._dynamo" in sys.modules
     python, numpy = random.getstate(), np.random.get_state(legacy=False)
     cpu = torch.get_rng_state()
+    # Asking for the state of CUDA would initialise it in a process that only uses the CPU.
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
     try:
-        with torch.compiler.set_stance("force_eager") if compiles else nullcontext():
+        with torch.compiler.set_stance("force_eager") if may_be_compiled else nullcontext():
             yield
     finally:
         random.setstate(python)
@@ -57,38 +99,37 @@ def process_state_restored() -> Iterator[None]:
             torch.cuda.set_rng_state_all(cuda)
 
 
-@_shared
+@_shared_by_threads
 @contextmanager
 def math_attention() -> Iterator[None]:
-    """Computes attention by its formula: torch's fused kernels have no second derivative."""
-    # Not by sdpa_kernel, which only the thread that enters it can leave.
+    """Computes attention by its formula until exit, since torch's fused kernels have no second derivative."""
+    # torch's own sdpa_kernel sets a context variable, which only the thread that set it can reset. Here the
+    # thread that leaves last may be another one, so the flags are set one by one.
     cuda = torch.backends.cuda
-    found = [
+    flags = [
         (cuda.enable_flash_sdp, cuda.flash_sdp_enabled()),
         (cuda.enable_mem_efficient_sdp, cuda.mem_efficient_sdp_enabled()),
         (cuda.enable_cudnn_sdp, cuda.cudnn_sdp_enabled()),
         (cuda.enable_math_sdp, cuda.math_sdp_enabled()),
     ]
     try:
-        for enable, _ in found:
-            enable(enable is cuda.enable_math_sdp)
+        for set_flag, _ in flags:
+            set_flag(set_flag is cuda.enable_math_sdp)
         yield
     finally:
-        for enable, was in found:
-            enable(was)
+        for set_flag, was_enabled in flags:
+            set_flag(was_enabled)
 
 
-@dataclass(slots=True)
-class _SavedModule:
-    """How many explanations one module is in the middle of, in all threads, and how it was before."""
+class _SavedBuffer(NamedTuple):
+    """A buffer of a module as it was before the first explanation.
 
-    count: int
-    training: bool
-    buffers: Sequence["_Buffer"]
-
-
-class _Buffer(NamedTuple):
-    """A buffer as it was found: some forward passes write to it in evaluation mode too."""
+    Attributes:
+        name: its name in the module.
+        tensor: the tensor itself, to put back if a forward pass assigns another one.
+        version: how often torch had changed the tensor in place; -1 if torch does not count that.
+        numbers: a copy of the numbers, to write back if a forward pass changes the tensor in place.
+    """
 
     name: str
     tensor: torch.Tensor
@@ -96,66 +137,96 @@ class _Buffer(NamedTuple):
     numbers: torch.Tensor
 
 
-# By the module: one model may be a part of another.
+@dataclass(slots=True)
+class _SavedModule:
+    """A module as it was before the first of the explanations that are running it now.
+
+    Attributes:
+        count: number of explanations that are running it, over all threads.
+        training: whether it was in training mode.
+        buffers: its buffers.
+    """
+
+    count: int
+    training: bool
+    buffers: Sequence[_SavedBuffer]
+
+
+# The modules that are being explained. Each module has an entry of its own, not each model: two models that
+# are explained at the same time may share a module, and it must be restored after the last of both.
 _saved_modules: dict[nn.Module, _SavedModule] = {}
+# Held while entries are made, counted or removed, but not while a model runs.
 _lock = threading.Lock()
 
 
 @contextmanager
 def restored_on_exit(modules: Sequence[nn.Module]) -> Iterator[None]:
-    """Puts all modules in evaluation mode, and at the end flags, buffers and the random state back.
+    """Puts modules in evaluation mode, and leaves them and the process as they were found.
 
-    The first of several threads saves them, and the last puts them back. What torch.compile made runs as it
-    was before.
+    On exit, the modules have their own modes and buffers again, and the random state is restored as
+    :func:`process_state_restored` says. If several threads overlap, the first saves the state and the last
+    restores it. The block runs outside inference mode, because tensors made in that mode cannot be part of a
+    graph.
+
+    Args:
+        modules: every module of a model, such as :func:`~camkit.model.modules.modules_of` returns.
     """
     entered: list[nn.Module] = []
     with process_state_restored(), torch.inference_mode(False):
         try:
             with _lock:
                 for module in modules:
-                    visit = _saved_modules.get(module)
-                    if visit is None:
-                        training, buffers = module.training, _buffers(module)
+                    saved = _saved_modules.get(module)
+                    if saved is None:
+                        training, buffers = module.training, _save_buffers(module)
+                        # Evaluation mode already, and no buffer to write to: nothing will change.
                         if not training and not buffers:
-                            continue  # there is nothing to put back
-                        visit = _saved_modules[module] = _SavedModule(0, training, buffers)
+                            continue
+                        saved = _saved_modules[module] = _SavedModule(0, training, buffers)
                     entered.append(module)
-                    visit.count += 1
-                    # Set and not called: a model's own eval() and train() may do more than set a flag.
+                    saved.count += 1
+                    # Set the flag instead of calling eval(): a model's own eval() and train() may do more
+                    # than set it, such as freeze layers.
                     if module.training:
                         module.training = False
             yield
         finally:
+            # Only the modules that were reached: an exception may have come in the middle of the loop.
             with _lock:
                 for module in entered:
                     _leave(module)
 
 
 def _leave(module: nn.Module) -> None:
-    visit = _saved_modules[module]
-    visit.count -= 1
-    if visit.count == 0:
+    """Ends one explanation of a module, and restores the module if no other explanation is running it."""
+    saved = _saved_modules[module]
+    saved.count -= 1
+    if saved.count == 0:
         del _saved_modules[module]
-        if visit.training:
+        if saved.training:
             module.training = True
-        _put_back(module, visit.buffers)
+        _restore_buffers(module, saved.buffers)
 
 
-def _buffers(module: nn.Module) -> Sequence[_Buffer]:
-    # Most buffers there are belong to these, and evaluation only reads them.
+def _save_buffers(module: nn.Module) -> Sequence[_SavedBuffer]:
+    # Most buffers of a network are running statistics of batch normalisation. In evaluation mode they are
+    # only read, so copying them would be wasted time.
     if not module._buffers or isinstance(module, nn.modules.batchnorm._BatchNorm):
         return ()
     return [
-        # Tensors of inference mode have no version.
-        _Buffer(name, tensor, -1 if tensor.is_inference() else tensor._version, tensor.detach().clone())
+        # torch does not count the changes of tensors that were made in inference mode.
+        _SavedBuffer(name, tensor, -1 if tensor.is_inference() else tensor._version, tensor.detach().clone())
         for name, tensor in module._buffers.items()
         if tensor is not None
     ]
 
 
-def _put_back(module: nn.Module, buffers: Sequence[_Buffer]) -> None:
+def _restore_buffers(module: nn.Module, buffers: Sequence[_SavedBuffer]) -> None:
     for name, tensor, version, numbers in buffers:
         module._buffers[name] = tensor
+        # Write only to a buffer that may have changed: writing would itself count as a change, which makes
+        # autograd refuse a graph that the user built with this buffer before.
         if version == -1 or tensor._version != version:
+            # torch allows changes of such a tensor in inference mode only.
             with torch.inference_mode(tensor.is_inference()), torch.no_grad():
                 tensor.copy_(numbers)

@@ -1,1 +1,1 @@
-"""Forward passes of the model, and the evidence that they give a method."""
+"""Forward passes of the model, and the evidence that a method reads from them."""

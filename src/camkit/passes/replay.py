@@ -1,13 +1,15 @@
-"""Running only what comes after a layer."""
+"""Running only the part of a model that follows one layer."""
 
 import weakref
 from collections.abc import Callable
 from functools import partial
+from types import MethodType
 from typing import Any
 
 import torch
 from torch import nn
 
+from camkit._tools import checks
 from camkit.layers.location import Location
 from camkit.layers.trace import Trace
 from camkit.model.inputs import Inputs
@@ -17,132 +19,163 @@ from camkit.passes.tap import Tap
 
 
 class Replay:
-    """A model that answers other activations at one layer, and computes only what follows them.
+    """Runs the part of a model that follows one layer, from given activations of that layer.
 
-    A stand-in for the model runs, with its parameters. In it the layer gives the activation, and every module
-    that had ended before the layer started gives zeros that take no memory; or, if something after the layer
-    looks at its output (a skip connection), what it gave. Hooks fire on what runs. It is right for a model
-    that is what its dry run says: who uses it compares.
+    It runs a stand-in for the model, which shares the model's parameters. In the stand-in the layer returns
+    the given activations. A module that had ended before the layer started is not computed again: it
+    returns its original output if a later operation reads it (a skip connection), and otherwise zeros that
+    take no memory. Forward hooks fire on the modules that run and on those that return their original output.
+
+    The result is right only for a model that always does the operations of its dry run. The caller must
+    compare the scores with the model's own, as :class:`Evidence` does.
 
     Args:
         model: the model, in evaluation mode.
-        inputs: what it is called with.
+        inputs: the inputs of the model.
         location: the layer.
+
+    Attributes:
+        head_writes_in_place: whether the part after the layer overwrites the layer's output; ``None`` until
+            the caller has found out.
     """
 
     def __init__(self, model: nn.Module, inputs: Inputs, location: Location) -> None:
         trace = location.dry.trace
         ended = _ended_before(trace, location.name)
-        looked_at = _looked_at(trace, location, {value for values in ended.values() for value in values})
-        kept = [name for name, values in ended.items() if looked_at.intersection(values)]
+        read_later = _read_after(trace, location, {value for values in ended.values() for value in values})
+        kept = [name for name, values in ended.items() if read_later.intersection(values)]
         with torch.no_grad(), Tap(model, *kept) as tap:
-            if kept:
+            if kept:  # only a skip connection makes this further pass of the whole model necessary
                 inputs.run(model, inputs.images)
-        self._inputs, self._x = inputs, inputs.images
-        self._needs_input = trace.input in looked_at
+        self._inputs, self._images = inputs, inputs.images
+        self._needs_images = trace.input in read_later
         self._kept = {name: tap.output(name) for name in kept}
-        self._like = prototype(model)
+        self._dtype = prototype(model).dtype
         self._model = skeleton(model, device=None, hooks=True)
         self._rows = torch.empty(0)
-        self._has_graph = False
-        #: Whether what follows the layer writes to its output; None until somebody has looked.
+        self._grad_enabled = False
         self.head_writes_in_place: bool | None = None
         self._calls: dict[str, int] = {}
-        # Weakly, so that what is kept goes with the last who uses it, and not when a circle is collected.
+        # The stand-in refers to this object weakly. A strong reference would close a cycle, and the kept
+        # tensors would stay in memory until the garbage collector runs.
         me: Any = weakref.proxy(self)
         for name, values in ended.items():
             module = self._model.get_submodule(name)
             if name in kept:
-                module.forward = Replay._recall(me, name)
+                module.forward = Replay._returns_kept_output(me, name)
             else:
                 shapes = [trace.shapes[value] for value in values]
-                stand_in = Replay._stand_in(me, name, shapes, trace.input_shape[0], _unbound(module))
-                module.forward = stand_in
-                if len(values) == len(trace.outputs_of(name)):  # what does not run fires no hook
+                forward = _with_weak_self(module)
+                module.forward = Replay._returns_zeros(me, name, shapes, trace.input_shape[0], forward)
+                # A module that never computes fires no hooks. One that the model calls again after the
+                # layer does compute then, so that it keeps them.
+                if len(values) == len(trace.outputs_of(name)):
                     module._forward_hooks.clear()
                     module._forward_pre_hooks.clear()
         self._layer = location.name
-        self._model.get_submodule(location.name).forward = partial(Replay._answer, me)
+        self._model.get_submodule(location.name).forward = partial(Replay._return_rows, me)
 
     def __call__(self, rows: torch.Tensor) -> Any:
-        """The output for activations ``(M * N, ...)`` as the layer gives them, in the caller's grad mode.
+        """The model's output for other activations of the layer, computed in the caller's grad mode.
 
-        They are copied where they have a graph, and where the model works on them in place, as
-        :attr:`head_writes_in_place` says.
+        Args:
+            rows: activations in the layer's own layout, ``(M * N, ...)``. The model gets a copy of them if
+                they require a gradient or if :attr:`head_writes_in_place` is true.
 
         Raises:
-            RuntimeError: if the stand-in did not ask the layer once, or wrote to rows that were not copied.
+            RuntimeError: if the stand-in did not run the layer exactly once, or overwrote rows that were not
+                copied.
         """
-        self._rows, self._calls, self._has_graph = rows, {}, torch.is_grad_enabled()
+        self._rows, self._calls, self._grad_enabled = rows, {}, torch.is_grad_enabled()
         version = rows._version
-        x = self._x[:1].expand(len(rows), *self._x.shape[1:])
-        with torch.set_grad_enabled(self._has_graph):  # puts back what a layer sets
-            images = repeat_batch(self._x, len(rows) // len(self._x)) if self._needs_input else x
+        # If nothing after the layer reads the images, one image that is expanded to the right number does.
+        images = self._images[:1].expand(len(rows), *self._images.shape[1:])
+        if self._needs_images:
+            images = repeat_batch(self._images, len(rows) // len(self._images))
+        # This block ends the grad mode that _return_rows sets inside the model.
+        with torch.set_grad_enabled(self._grad_enabled):
             output = self._inputs.run(self._model, images)
         self._rows = torch.empty(0)
         if rows._version != version and self.head_writes_in_place is False:
-            raise RuntimeError(f"what follows {self._layer!r} wrote to its output, as it had not before")
-        if self._calls.get(self._layer) != 1:
-            raise RuntimeError(f"{self._layer!r} was asked {self._calls.get(self._layer, 0)} times")
+            expected = f"layers after {self._layer!r} that leave its output unchanged, as at first"
+            raise RuntimeError(checks.error_message("model", expected, "layers that overwrote it"))
+        runs = self._calls.get(self._layer, 0)
+        if runs != 1:
+            raise RuntimeError(checks.error_message("model", f"one run of {self._layer!r}", f"{runs} runs"))
         return output
 
-    def _count(self, name: str) -> int:
+    def _count_call(self, name: str) -> int:
+        """Counts a call of a module; returns the number of its calls so far."""
         self._calls[name] = self._calls.get(name, 0) + 1
         return self._calls[name]
 
-    def _answer(self, *args: Any, **kwargs: Any) -> torch.Tensor:
-        self._count(self._layer)
-        torch.set_grad_enabled(self._has_graph)  # the model may be in a no_grad of its own
+    def _return_rows(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """The forward function of the layer in the stand-in."""
+        self._count_call(self._layer)
+        torch.set_grad_enabled(self._grad_enabled)  # the layer may lie in a no_grad block of the model
         return self._rows.clone() if self.head_writes_in_place or self._rows.requires_grad else self._rows
 
-    def _recall(self, name: str) -> Callable[..., torch.Tensor]:
-        return lambda *args, **kwargs: repeat_batch(self._kept[name], len(self._rows) // len(self._x))
+    def _returns_kept_output(self, name: str) -> Callable[..., torch.Tensor]:
+        """A forward function that returns the module's original output, repeated for all rows."""
+        return lambda *args, **kwargs: repeat_batch(self._kept[name], len(self._rows) // len(self._images))
 
-    def _stand_in(
-        self, name: str, shapes: list[tuple[int, ...]], images: int, forward: Callable[..., Any]
+    def _returns_zeros(
+        self, name: str, shapes: list[tuple[int, ...]], batch: int, forward: Callable[..., Any]
     ) -> Callable[..., Any]:
-        """Zeros of these shapes, for so many images, at the first calls; then what the module computes."""
+        """A forward function that returns zeros at the calls before the layer, and computes afterwards.
 
-        def stand_in(*args: Any, **kwargs: Any) -> Any:
-            call = self._count(name)
+        Args:
+            name: name of the module.
+            shapes: shapes of its outputs before the layer in the dry run, one a call.
+            batch: number of images in the dry run.
+            forward: the module's own forward function, for later calls.
+        """
+
+        def zeros_at_first(*args: Any, **kwargs: Any) -> Any:
+            call = self._count_call(name)
             if call > len(shapes):
                 return forward(*args, **kwargs)
-            rows, *rest = shapes[call - 1]
-            zero = torch.zeros((), dtype=self._like.dtype, device=self._x.device)
-            return zero.expand(rows * len(self._rows) // images, *rest)
+            dry_rows, *rest = shapes[call - 1]
+            # One number, expanded: the zeros take no memory.
+            zero = torch.zeros((), dtype=self._dtype, device=self._images.device)
+            return zero.expand(dry_rows * len(self._rows) // batch, *rest)
 
-        return stand_in
+        return zeros_at_first
 
 
-def _unbound(module: nn.Module) -> Callable[..., Any]:
-    """A module's forward that does not keep the module."""
-    forward = module.forward
-    if getattr(forward, "__self__", None) is not module:
-        return forward
-    function, weak = forward.__func__, weakref.ref(module)  # type: ignore[attr-defined]
+def _with_weak_self(module: nn.Module) -> Callable[..., Any]:
+    """The forward function of a module, without a strong reference to the module."""
+    forward: object = module.forward
+    if not isinstance(forward, MethodType) or forward.__self__ is not module:
+        return module.forward
+    function, weak = forward.__func__, weakref.ref(module)
     return lambda *args, **kwargs: function(weak(), *args, **kwargs)
 
 
 def repeat_batch(tensor: torch.Tensor, times: int) -> torch.Tensor:
-    """A batch, that many times over: a copy."""
+    """A copy of a batch that holds it ``times`` times, one after another."""
     return tensor.repeat(times, *[1] * (tensor.ndim - 1))
 
 
 def _ended_before(trace: Trace, layer: str) -> dict[str, list[int]]:
-    """The outermost modules that ended before the layer started, and the values that they gave until then."""
+    """The outermost modules that ended before the layer started, each with its outputs up to then."""
     found: dict[str, list[int]] = {}
     for name, value in trace.calls[: trace.started[layer]]:
         if value is not None:
             found.setdefault(name, []).append(value)
+    # A module that never runs again stands for all modules inside it.
     outer = {name for name, values in found.items() if len(values) == len(trace.outputs_of(name))}
     return {name: v for name, v in found.items() if not any(name.startswith(f"{o}.") for o in outer)}
 
 
-def _looked_at(trace: Trace, location: Location, ended: set[int]) -> set[int]:
-    """Of the input and the values that modules gave before the layer, those that what follows it looks at."""
+def _read_after(trace: Trace, location: Location, ended: set[int]) -> set[int]:
+    """Those of the values ``ended``, and the input, that are read by operations after the layer.
+
+    Values that the model made outside any module are followed back to the values that they were made from.
+    """
     made = trace.producer(location.value)
-    follows = trace.operations[trace.operations.index(made) + 1 if made else 0 :]
-    queue = [value for operation in follows for value in operation.inputs]
+    later = trace.operations[trace.operations.index(made) + 1 if made else 0 :]
+    queue = [value for operation in later for value in operation.inputs]
     seen, found = {location.value}, set()
     while queue:
         value = queue.pop()
@@ -157,8 +190,9 @@ def _looked_at(trace: Trace, location: Location, ended: set[int]) -> set[int]:
 
 
 def scores_agree(scores: torch.Tensor, expected: torch.Tensor) -> bool:
-    """Whether scores are the same up to rounding; where in doubt, not."""
+    """Whether scores equal the expected ones up to rounding; false if an expected score is not finite."""
     if scores.shape != expected.shape or not torch.isfinite(expected).all():
         return False
     eps = torch.finfo(expected.dtype).eps
+    # A score near zero has a large relative error; the absolute tolerance follows the largest score.
     return torch.allclose(scores, expected, rtol=eps**0.5, atol=eps**0.75 * expected.abs().max().item())

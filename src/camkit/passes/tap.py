@@ -1,4 +1,4 @@
-"""Watching layers during one forward pass, or replacing the output of one."""
+"""Recording the outputs of layers during one forward pass, or replacing the output of one layer."""
 
 import threading
 from collections.abc import Callable
@@ -12,20 +12,22 @@ from camkit.model.modules import require_one_run
 
 
 class Tap:
-    """Takes the output of some layers during the forward pass inside its ``with`` block, or replaces it.
+    """Records the outputs of layers, or replaces the output of one, while its ``with`` block runs.
 
-    With ``gradient=True`` the output of the first of them to run becomes the leaf of a graph, so that a
-    gradient of it costs no more than what comes after it; the others are in that graph.
+    With ``gradient=True`` the graph starts at the first of the layers to run: its output becomes a leaf, and
+    the outputs of the other layers belong to the same graph. The backward pass then stops at that leaf, so
+    that it costs no more than the part of the model after the first layer.
 
     Args:
         model: the model that will run.
         names: dotted names of the layers.
-        gradient: whether there is a graph from the first layer on.
-        grad_mode: the grad mode up to there: ``torch.no_grad``, so that there is no graph. A model that
-            leaves a ``no_grad`` of its own after the layer falls back to this mode, and needs
-            ``torch.enable_grad``.
-        replacement: what the only layer gives in place of its output, with the grad mode of the caller.
-        attached: whether the outputs stay in the graph that made them.
+        gradient: whether to build a graph from the first layer on.
+        grad_mode: the grad mode before the first layer. The default, ``torch.no_grad``, builds no graph
+            there. Use ``torch.enable_grad`` for a model that runs the layer inside a ``no_grad`` block of
+            its own: the end of that block restores this mode for the rest of the pass.
+        replacement: the tensor that the model continues with in place of the output of the only layer. The
+            rest of the pass runs in the grad mode of the caller.
+        attached: whether the recorded outputs stay in the graph of the model's parameters.
     """
 
     def __init__(
@@ -43,14 +45,15 @@ class Tap:
         self._attached = attached
         self._grad_mode = grad_mode()
         self._thread = threading.get_ident()
+        # A list per layer: a layer that runs twice must be noticed.
         self._outputs: dict[str, list[torch.Tensor]] = {name: [] for name in names}
 
     def __enter__(self) -> "Tap":
-        self._caller = torch.is_grad_enabled()
+        self._caller_grad = torch.is_grad_enabled()
         self._grad_mode.__enter__()
-        # First in line: hooks that the model owns see what this one hands on.
+        # Put our hook first, so that the model's own hooks receive the tensor that ours returns.
         self._handles = [
-            layer.register_forward_hook(self._take(name), prepend=True)
+            layer.register_forward_hook(self._hook_for(name), prepend=True)
             for name, layer in self._layers.items()
         ]
         return self
@@ -61,46 +64,51 @@ class Tap:
         self._grad_mode.__exit__(None, None, None)
 
     def output(self, name: str) -> torch.Tensor:
-        """A layer's output as it left the layer, also where the model overwrote it later.
+        """The output of a layer as the layer returned it, even if the model overwrote it later.
 
         Raises:
-            ValueError: if the layer did not run once.
+            ValueError: if the layer did not run exactly once.
         """
         require_one_run(name, len(self._outputs[name]))
         return self._outputs[name][0]
 
-    def _take(self, name: str) -> Callable[..., torch.Tensor | None]:
+    def _hook_for(self, name: str) -> Callable[..., torch.Tensor | None]:
         def hook(module: nn.Module, args: object, output: object) -> torch.Tensor | None:
-            if threading.get_ident() != self._thread:  # another thread runs the same model
+            # Another thread may run the same model at the same time. Its pass is not ours to record.
+            if threading.get_ident() != self._thread:
                 return None
             if isinstance(output, torch.Tensor) and output.is_quantized:
                 self._outputs[name].append(output.dequantize())
-                return None if self._replacement is None else _quantized(self._replacement, output)
+                return None if self._replacement is None else _quantize_like(self._replacement, output)
             if not isinstance(output, torch.Tensor) or not output.is_floating_point():
-                kind = output.dtype if isinstance(output, torch.Tensor) else type(output).__name__
-                expected = f"a layer whose output is one tensor of floats, as {name!r} has not"
-                raise TypeError(checks.error_message("layer", expected, kind))
-            kept = self._kept(output)
+                kind = output.dtype if isinstance(output, torch.Tensor) else f"a {type(output).__name__}"
+                got = f"{name!r}, whose output is {kind}"
+                raise TypeError(
+                    checks.error_message("layer", "a layer whose output is one floating-point tensor", got)
+                )
+            kept = self._tensor_to_keep(output)
             self._outputs[name].append(kept)
-            # The model goes on with a copy: an in-place operation after the layer must not reach ours.
+            # The model continues with a copy, so that an in-place operation cannot change the tensor we keep.
             return kept.clone()
 
         return hook
 
-    def _kept(self, output: torch.Tensor) -> torch.Tensor:
+    def _tensor_to_keep(self, output: torch.Tensor) -> torch.Tensor:
+        """The tensor to record for a layer; also sets the grad mode for the rest of the pass."""
         if self._replacement is not None:
-            torch.set_grad_enabled(self._caller)
+            torch.set_grad_enabled(self._caller_grad)
             return self._replacement
         if self._gradient:
             first = not any(self._outputs.values())
-            torch.set_grad_enabled(True)  # until __exit__ puts back what the caller had
+            torch.set_grad_enabled(True)  # __exit__ restores the mode of the caller
             if output.requires_grad and (self._attached or not first):
                 return output
-        # An input from the caller's inference mode, handed through, could be no leaf.
+        # A layer may return an input that was made in the caller's inference mode. Such a tensor cannot
+        # require a gradient, but a clone of it can.
         leaf = output.clone() if output.is_inference() else output.detach()
         return leaf.requires_grad_(self._gradient)
 
 
-def _quantized(rows: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-    """Rows in the type, the scale and the zero point of a quantized tensor."""
+def _quantize_like(rows: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """Rows in the type, scale and zero point of the quantized tensor ``like``."""
     return torch.quantize_per_tensor(rows, like.q_scale(), like.q_zero_point(), like.dtype)

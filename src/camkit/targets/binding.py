@@ -1,4 +1,9 @@
-"""How a target is applied to the output of a model."""
+"""Binding a target to the output of a model.
+
+Some targets are open until there is an output: ``None`` means the predicted class, which only the output
+tells. :func:`bind` makes a :class:`Bound` target from the first output. Later outputs, such as those of
+masked images, are then scored for the same classes, even if the model predicts another class for them.
+"""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Sequence
@@ -10,24 +15,28 @@ import torch
 
 from camkit._tools import checks
 
-#: Classes: nothing (each image's predicted class), a class, a class per image, or several per image.
+#: Classes: ``None`` for the predicted class of each image, one class for all images, one class per image
+#: ``(N,)``, or K classes per image ``(N, K)``.
 Classes = int | Sequence[int] | Sequence[Sequence[int]] | np.ndarray[Any, Any] | torch.Tensor | None
-#: What ``target=`` takes: classes, the key of one entry of the output, or a function of the output.
+#: The type of ``target=``: classes, the key of one entry of the output, or a function from the output to
+#: scores ``(N,)`` or ``(N, K)``.
 Target = Classes | str | Callable[[Any], torch.Tensor]
-# Logits (N, classes) and class indices (N, K) to scores (N, K).
+# From logits (N, classes) and class indices (N, K) to scores (N, K).
 ClassFormula = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
 @dataclass(frozen=True)
 class Bound:
-    """A target that has seen the output: what it explains is the same from now on.
+    """A target whose classes are decided, so that it scores every further output in the same way.
 
     Attributes:
-        score: from an output for the same images to scores ``(N,)`` or ``(N, K)``.
-        target: the target as it is reported; explains the same again.
-        classes: the class indices ``(N,)`` or ``(N, K)`` that the target is about, if it is about classes.
-        plain_classes: the same indices, if the score of each is its logit and nothing else.
-        logits: from the output to logits ``(N, classes)``, if the target is plain classes.
+        score: function from an output for the same images to scores ``(N,)`` or ``(N, K)``.
+        target: the target to report. If it is passed as ``target=`` again, it explains the same classes.
+        classes: indices of the explained classes, ``(N,)`` or ``(N, K)``; ``None`` if the target is a
+            function of the output.
+        plain_classes: the same indices if each score is the logit of its class; ``None`` otherwise.
+        logits: function from the output to the logits ``(N, classes)``; ``None`` unless each score is a
+            logit.
     """
 
     score: Callable[[Any], torch.Tensor]
@@ -37,7 +46,15 @@ class Bound:
     logits: Callable[[Any], torch.Tensor] | None = None
 
     def with_formula(self, formula: ClassFormula) -> Callable[[Any], torch.Tensor]:
-        """The scores by another formula of logits and classes; as they are, if it is not just classes."""
+        """Returns a score function with another formula, such as the softmax probability.
+
+        Args:
+            formula: from logits ``(N, classes)`` and class indices ``(N, K)`` to scores ``(N, K)``.
+
+        Returns:
+            A function from the output to the scores by ``formula``, ``(N, K)``. If the scores of this target
+            are not plain logits, the formula does not apply, and the result is :attr:`score`.
+        """
         if self.plain_classes is None or self.logits is None:
             return self.score
         logits, classes = self.logits, self.plain_classes
@@ -49,9 +66,9 @@ class Scores:
     """The scores of one output.
 
     Attributes:
-        bound: the target that they are scores of.
-        rows: the scores, y, ``(N, K)``.
-        single: whether the target asks for one score per image, so that maps have no dimension K.
+        bound: the target that made them.
+        rows: the scores y, ``(N, K)``; K is 1 if the target has one score per image.
+        single: whether the target has one score per image. Maps then have no dimension K.
     """
 
     bound: Bound
@@ -60,11 +77,16 @@ class Scores:
 
     @classmethod
     def of(cls, target: Target | Bound, output: Any, images: int) -> "Scores":
-        """Binds a target to the output for N images, and computes its scores.
+        """Binds a target to an output, and computes its scores.
+
+        Args:
+            target: the target, bound or not.
+            output: the model's output.
+            images: the number of images, N.
 
         Raises:
-            ValueError: for a class out of range, and for a wrong number of targets.
-            TypeError: for a target or an output of another type.
+            ValueError: for a class out of range, or a wrong number of targets or scores.
+            TypeError: for a target or an output of the wrong type.
         """
         bound = bind(target, output, images)
         scores = bound.score(output)
@@ -72,23 +94,42 @@ class Scores:
 
 
 class BindableTarget(ABC):
-    """A target that leaves something to the output, such as the predicted class, until it is bound."""
+    """A target that needs an output to decide something, such as the predicted class.
+
+    It can also be called with an output, as any target that is a function. It then decides anew each time.
+    """
 
     @abstractmethod
     def bind(self, output: Any, count: int | None = None) -> Bound:
-        """This target with everything settled by ``output``, as :func:`bind` returns it."""
+        """Decides everything open by means of ``output``; see :func:`bind`."""
 
     def __call__(self, output: Any) -> torch.Tensor:
         return self.bind(output).score(output)
 
 
 def logit(logits: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
-    """The score before softmax of each class ``(N, K)``."""
+    """Returns the logits of classes, the scores before the softmax.
+
+    Args:
+        logits: shape ``(N, classes)``.
+        classes: class indices, ``(N, K)``.
+
+    Returns:
+        Shape ``(N, K)``.
+    """
     return logits.gather(1, classes)
 
 
 def softmax(logits: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
-    """The softmax probability of each class ``(N, K)``."""
+    """Returns the softmax probabilities of classes.
+
+    Args:
+        logits: shape ``(N, classes)``.
+        classes: class indices, ``(N, K)``.
+
+    Returns:
+        Shape ``(N, K)``, in [0, 1].
+    """
     return logits.softmax(1).gather(1, classes)
 
 
@@ -97,16 +138,24 @@ def _are_logits(output: torch.Tensor) -> bool:
 
 
 def class_indices(target: Classes, output: object, images: int | None = None) -> torch.Tensor:
-    """The classes that ``target`` names, as an index tensor ``(N,)`` or ``(N, K)``.
+    """Returns the classes of a target as a tensor of indices.
 
     Args:
-        target: ``None`` for each image's predicted class, an int for all images, N ints, or N x K ints.
+        target: ``None`` for the predicted class of each image, an int for all images, N ints, or N x K ints.
         output: the model's output, logits ``(N, classes)``.
-        images: their number N, if it is known.
+        images: the number of images, N; not checked if it is ``None``.
+
+    Returns:
+        Class indices, ``(N,)`` or ``(N, K)``, on the device of ``output``.
 
     Raises:
-        ValueError: for a class out of range, and for a wrong number of targets or of rows of the output.
-        TypeError: for a target or an output of another kind.
+        ValueError: for a class out of range, or a number of targets or of rows of the output other than N.
+        TypeError: if ``target`` is not ints, or ``output`` is not a tensor of logits.
+
+    Example:
+        >>> import camkit, torch
+        >>> camkit.targets.class_indices(None, torch.tensor([[0.1, 0.9], [0.8, 0.2]]))
+        tensor([1, 0])
     """
     if not isinstance(output, torch.Tensor) or not _are_logits(output):
         got = f"type {type(output).__name__}"
@@ -125,6 +174,7 @@ def class_indices(target: Classes, output: object, images: int | None = None) ->
         indices = target.detach()
     else:
         try:
+            # NumPy reads any nested list of integers. In a list, torch refuses some of NumPy's integer types.
             indices = torch.as_tensor(np.asarray(target))
         except (TypeError, ValueError) as error:
             expected = "an int, N ints, N x K ints, a key or a function of the output"
@@ -146,17 +196,26 @@ def class_indices(target: Classes, output: object, images: int | None = None) ->
 
 
 def bind(target: Target | Bound, output: Any, count: int | None = None) -> Bound:
-    """The target, with what it leaves to the output (the predicted class) settled.
+    """Decides which classes a target explains, by means of the model's first output.
 
     Args:
-        target: classes, a key, or a function from the model's output to scores ``(N,)`` or ``(N, K)``; one
-            that is bound already stays as it is.
+        target: classes, a key, or a function from the output to scores ``(N,)`` or ``(N, K)``. A target that
+            is bound already is returned unchanged.
         output: the model's output.
-        count: number of images, N; of a function's scores there may be any number if it is not given.
+        count: the number of images, N. If it is ``None``, the number of scores is not checked.
+
+    Returns:
+        The bound target.
 
     Raises:
-        ValueError: for a class out of range, and for a wrong number of targets.
-        TypeError: for a target or an output of another kind.
+        ValueError: for a class out of range, or a wrong number of targets.
+        TypeError: for a target or an output of the wrong type.
+
+    Example:
+        >>> import camkit, torch
+        >>> bound = camkit.targets.bind(None, torch.tensor([[1.0, 9.0]]))
+        >>> bound.score(torch.tensor([[7.0, 2.0]]))  # still class 1
+        tensor([2.])
     """
     if isinstance(target, Bound):
         return target
@@ -171,12 +230,19 @@ def bind(target: Target | Bound, output: Any, count: int | None = None) -> Bound
 
 
 def scorer(formula: ClassFormula, classes: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
-    """A function from logits ``(N, classes)`` to the score of each of ``classes`` by ``formula``."""
+    """Makes a function from logits ``(N, classes)`` to scores of the same shape as ``classes``.
+
+    Args:
+        formula: from logits and class indices ``(N, K)`` to scores ``(N, K)``.
+        classes: class indices, ``(N,)`` or ``(N, K)``.
+    """
     rows = classes.reshape(len(classes), -1)
     return lambda logits: formula(logits, rows).reshape(classes.shape)
 
 
 def _checked(function: Callable[[Any], torch.Tensor], count: int | None) -> Callable[[Any], torch.Tensor]:
+    """Makes a user's function from the output to scores raise unless it returns N or N x K floats."""
+
     def score(output: Any) -> torch.Tensor:
         result = function(output)
         if not isinstance(result, torch.Tensor):
@@ -195,15 +261,22 @@ def _checked(function: Callable[[Any], torch.Tensor], count: int | None) -> Call
 
 @dataclass(frozen=True, eq=False)
 class OutputEntry(BindableTarget):
-    """A target of one entry of the output."""
+    """A target that explains one entry of the output. See :func:`key`.
+
+    Attributes:
+        key: index, key or attribute name of the entry.
+        target: the target to apply to the entry.
+    """
 
     key: Hashable
     target: Target
 
     def _entry(self, output: Any) -> Any:
+        # A string is an attribute of a dataclass or named tuple, unless the output is a dict.
         is_field = isinstance(self.key, str) and not isinstance(output, dict)
         fields = getattr(output, "_fields", ())
-        # Indexing a tensor would pick one image, and "count" is a method of every tuple: neither is an entry.
+        # Two look-ups would find something that is no entry: an index of a tensor is one image, and a name
+        # such as "count" is a method of every list and tuple.
         is_method = is_field and isinstance(output, list | tuple) and self.key not in fields
         if isinstance(output, torch.Tensor) or is_method:
             raise self._missing(output)
@@ -213,7 +286,7 @@ class OutputEntry(BindableTarget):
             raise self._missing(output) from error
 
     def _missing(self, output: Any) -> TypeError:
-        """The error about an output without the entry, which names the entries that it has."""
+        """Makes the error for an output without the entry. It names the entries that the output has."""
         keys = list(output) if isinstance(output, dict) else getattr(output, "_fields", None)
         keys = keys or list(getattr(output, "__dataclass_fields__", ()))
         got = f"an output of type {type(output).__name__}"
@@ -226,6 +299,7 @@ class OutputEntry(BindableTarget):
     def bind(self, output: Any, count: int | None = None) -> Bound:
         inner = bind(self.target, self._entry(output), count)
         logits = inner.logits
+        # Each function of the inner target is applied to the entry instead of the output.
         return Bound(
             lambda output: inner.score(self._entry(output)),
             replace(self, target=inner.target),
@@ -236,14 +310,21 @@ class OutputEntry(BindableTarget):
 
 
 def key(key: Hashable, target: Target = None) -> Callable[[Any], torch.Tensor]:
-    """A target of one entry of the output, where that is a tuple, a dict, a dataclass or a named tuple.
+    """Explains one entry of the output of a model that returns a dict, a tuple, a list or a dataclass.
 
     Args:
-        key: index, key or attribute of the entry. ``target="logits"`` is short for
-            ``target=key("logits")``.
-        target: what to explain of that entry, as ``target=`` takes it.
+        key: the key of the entry in a dict, its index in a tuple or list, or its attribute name in a
+            dataclass or named tuple. ``target="logits"`` is short for ``target=key("logits")``.
+        target: the target to apply to the entry, as ``target=`` takes it; by default the predicted class of
+            each image.
 
     Returns:
-        A target.
+        A target. It raises a ``TypeError`` if the output has no such entry.
+
+    Example:
+        >>> import camkit, torch
+        >>> output = {"loss": torch.tensor(0.1), "logits": torch.tensor([[1.0, 5.0]])}
+        >>> camkit.targets.key("logits", 0)(output)
+        tensor([1.])
     """
     return OutputEntry(key, target)

@@ -1,4 +1,4 @@
-"""Targets for outputs other than logits: segmentation, detection, embeddings."""
+"""Targets for models that return something other than logits: segmentation, detections, embeddings."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -10,17 +10,34 @@ from camkit._tools import checks
 
 
 def pixels(mask: torch.Tensor | np.ndarray[Any, Any], category: int) -> Callable[[Any], torch.Tensor]:
-    """The summed scores of a category over a set of pixels, of a segmentation output ``(N, classes, H, W)``.
+    r"""Explains a category over a set of pixels of a segmentation.
+
+    .. math:: y = \sum_{(i, j) \in \text{mask}} z_{c, i, j}
+
+    The output of the model is ``(N, classes, H, W)``, with the scores z of every class at every pixel.
 
     Args:
-        mask: which pixels, ``(H, W)`` for all images or ``(N, H, W)``, bool.
-        category: the class.
+        mask: bools, true at the pixels to sum over: ``(H, W)`` for all images, or ``(N, H, W)``. The size is
+            that of the output.
+        category: index of the class c.
 
     Returns:
-        A target. ``key("out", pixels(mask, category))`` is for an output that is a dict.
+        A target. If the output is a dict, as torchvision's segmentation models return it, use
+        ``key("out", pixels(mask, category))``.
 
     Raises:
-        ValueError: if an image's mask is empty.
+        ValueError: if the mask is not of bools, or has no pixel for some image.
+        TypeError: if ``category`` is not an int.
+
+    Example:
+        >>> import camkit, torch
+        >>> mask = torch.tensor([[True, False], [True, False]])
+        >>> camkit.targets.pixels(mask, 1)(torch.ones(1, 3, 2, 2))
+        tensor([2.])
+
+    References:
+        Vinogradova et al., *Towards Interpretable Semantic Segmentation via Gradient-weighted Class
+        Activation Mapping*, AAAI 2020.
     """
     chosen = torch.as_tensor(mask)
     checks.index("category", category)
@@ -44,29 +61,44 @@ def pixels(mask: torch.Tensor | np.ndarray[Any, Any], category: int) -> Callable
             expected = f"the output's size {size}, for all or each of {len(output)} images"
             raise ValueError(checks.error_message("mask", expected, checks.shape_of(chosen)))
         inside = chosen.to(output.device).expand(len(output), *output.shape[-2:])
+        # A product with the mask would turn an infinite score outside it into NaN.
         return torch.where(inside, output[:, category], 0).sum((1, 2))
 
     return score
 
 
 def box(corners: Sequence[float] | torch.Tensor, label: int) -> Callable[[Any], torch.Tensor]:
-    r"""One box of a detector: the best of score times overlap among the detections with its label.
+    r"""Explains one box of a detector by the best detection of it.
 
-    .. math:: \max_{j:\, l_j = l} s_j \operatorname{IoU}(b_j, b)
+    .. math:: y = \max_{j:\, l_j = l} s_j \operatorname{IoU}(b_j, b)
 
-    It is zero where there is none, so that it can be followed while the input is masked.
+    The maximum is over the detections j that have the label l. The score of each is multiplied by the overlap
+    of its box with the box b, the intersection over union. If there is no such detection, as may happen while
+    a method masks the input, the result is zero.
 
     Args:
-        corners: the box b as ``(x1, y1, x2, y2)``, for all images ``(4,)`` or one per image ``(N, 4)``.
-        label: its label l.
+        corners: the box b as ``(x1, y1, x2, y2)`` with x1 < x2 and y1 < y2: ``(4,)`` for all images, or one
+            per image ``(N, 4)``.
+        label: the label l of the box.
 
     Returns:
-        A target for outputs as torchvision's detectors give them, per image a dict with ``boxes``,
-        ``labels`` and ``scores``.
+        A target for models that return one dict per image, with ``boxes``, ``labels`` and ``scores``, as
+        torchvision's detectors do.
+
+    Raises:
+        ValueError: if ``corners`` is not a box, or not one per image.
+        TypeError: if ``label`` is not an int.
+
+    Example:
+        >>> import camkit, torch
+        >>> boxes = torch.tensor([[0.0, 0.0, 4.0, 2.0]])
+        >>> found = {"boxes": boxes, "labels": torch.tensor([1]), "scores": torch.tensor([0.5])}
+        >>> camkit.targets.box((0, 0, 4, 2), label=1)([found])
+        tensor([0.5000])
 
     References:
-        Petsiuk et al., *Black-box Explanation of Object Detectors via Saliency Maps*, CVPR 2021,
-        where the similarity also compares all class probabilities.
+        Petsiuk et al., *Black-box Explanation of Object Detectors via Saliency Maps*, CVPR 2021. Their
+        similarity also compares the probabilities of all classes.
     """
     wanted = torch.as_tensor(corners)
     checks.index("label", label)
@@ -76,7 +108,7 @@ def box(corners: Sequence[float] | torch.Tensor, label: int) -> Callable[[Any], 
 
     def score(output: Any) -> torch.Tensor:
         keys = {"boxes", "labels", "scores"}
-        per_image = output if isinstance(output, list | tuple) else [None]
+        per_image = output if isinstance(output, list | tuple) else [None]  # None fails the check below
         if not all(isinstance(found, dict) and keys <= found.keys() for found in per_image):
             expected = "a detector, whose output per image is a dict with boxes, labels and scores"
             raise TypeError(checks.error_message("target", expected, type(output).__name__))
@@ -87,27 +119,41 @@ def box(corners: Sequence[float] | torch.Tensor, label: int) -> Callable[[Any], 
 
     def best(found: dict[str, torch.Tensor], one: torch.Tensor) -> torch.Tensor:
         boxes = found["boxes"]
-        overlap = _iou(boxes, one.to(boxes)) * found["scores"] * (found["labels"] == label)
-        return torch.cat([overlap, overlap.new_zeros(1)]).amax()
+        fits = _iou(boxes, one.to(boxes)) * found["scores"] * (found["labels"] == label)
+        # The added zero is the score if nothing is detected, where a maximum of nothing would raise.
+        return torch.cat([fits, fits.new_zeros(1)]).amax()
 
     return score
 
 
 def _iou(boxes: torch.Tensor, one: torch.Tensor) -> torch.Tensor:
-    """Intersection over union of boxes ``(M, 4)`` with one ``(4,)``."""
+    """Intersection over union of boxes ``(M, 4)`` with one box ``(4,)``, as ``(M,)``."""
+    # The sides of the intersection; none where the boxes lie apart.
     sides = (torch.minimum(boxes[:, 2:], one[2:]) - torch.maximum(boxes[:, :2], one[:2])).clamp(min=0)
     shared = sides.prod(1)
     return shared / ((boxes[:, 2:] - boxes[:, :2]).prod(1) + (one[2:] - one[:2]).prod() - shared)
 
 
 def similarity(embedding: torch.Tensor) -> Callable[[Any], torch.Tensor]:
-    """The cosine similarity of the output ``(N, D)`` to an embedding: why is this like that?
+    r"""Explains why an image resembles another one: the cosine similarity of their embeddings.
+
+    .. math:: y = \frac{f \cdot e}{\lVert f \rVert \, \lVert e \rVert}
+
+    The output f of the model is an embedding ``(N, D)``.
 
     Args:
-        embedding: what to compare with, ``(D,)`` for all images or ``(N, D)``.
+        embedding: the embedding e to compare with: ``(D,)`` for all images, or one per image ``(N, D)``.
 
     Returns:
-        A target.
+        A target, with scores in [-1, 1].
+
+    Raises:
+        TypeError: if ``embedding`` is not a tensor.
+
+    Example:
+        >>> import camkit, torch
+        >>> camkit.targets.similarity(torch.tensor([2.0, 0.0]))(torch.tensor([[3.0, 4.0]]))
+        tensor([0.6000])
     """
     checks.tensor("embedding", embedding)
 

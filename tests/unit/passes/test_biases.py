@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from camkit.methods.fullgrad import products
+from camkit.methods.fullgrad import gradient_times_factor
 from camkit.passes.biases import BiasRecorder
 from helpers.families import build
 
@@ -17,6 +17,6 @@ def test_gradients_by_input_and_biases_sum_to_the_score(name: str) -> None:
     with BiasRecorder() as biases:
         output = model(leaf)
     scores = output[:, [3, 5]]
-    found = products(scores, [(leaf, x), *biases.found])
+    found = gradient_times_factor(scores, [(leaf, x), *biases.found])
     total = sum(product.flatten(2).sum(2) for product in found)
     torch.testing.assert_close(total, scores.detach(), rtol=1e-8, atol=1e-8)

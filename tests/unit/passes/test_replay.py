@@ -145,5 +145,5 @@ def test_a_model_that_begins_to_write_is_an_error() -> None:
     model, x = Worker(6).double(), torch.randn(2, 3, 12, 10).double()
     evidence = evidence_at(model, x, "features")
     evidence.rescore_rows(evidence.editable_copies(2)[0])
-    with pytest.raises(RuntimeError, match="^what follows 'features' wrote to its output, as it had not"):
+    with pytest.raises(RuntimeError, match="^model: expected layers after 'features' that leave"):
         evidence.rescore_rows(evidence.editable_copies(3)[0])
