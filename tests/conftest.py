@@ -4,7 +4,7 @@ import pytest
 import torch
 
 # Its asserts tell what they compared.
-pytest.register_assert_rewrite("zoo")
+pytest.register_assert_rewrite("helpers")
 
 # The networks are tiny: sharing one out among threads costs more than it computes.
 torch.set_num_threads(1)

@@ -1,0 +1,1 @@
+"""Reference formulas, networks and checks that several tests share."""
