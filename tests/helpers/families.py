@@ -240,7 +240,7 @@ NARROW = {
     "mobilenet_v2": Narrow(
         lambda: _models.MobileNetV2(CLASSES, 0.5, _MOBILENET_V2, round_nearest=4), (3, 32, 24), "features.1"
     ),
-    "mobilenet_v3_small": Narrow(_mobilenet_v3, (3, 32, 24), "features.1", relevance=False),
+    "mobilenet_v3_small": Narrow(_mobilenet_v3, (3, 32, 24), "features.1"),
     "mnasnet0_5": Narrow(lambda: _models.MNASNet(0.25, CLASSES), (3, 64, 48), "layers.7"),
     "shufflenet_v2_x0_5": Narrow(
         lambda: _models.ShuffleNetV2([1, 1, 1], [4, 8, 12, 16, 20], CLASSES), (3, 40, 32), "conv1"

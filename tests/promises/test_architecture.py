@@ -86,6 +86,14 @@ def test_no_file_is_too_long(name: str) -> None:
     assert len(files()[name].read_text().splitlines()) <= LONGEST or name in MAY_BE_LONGER
 
 
+def test_every_file_has_its_tests_and_every_test_file_its_source() -> None:
+    """``tests/unit`` mirrors the package: ``model/state.py`` is tested in ``unit/model/test_state.py``."""
+    sources = {path.relative_to(PACKAGE) for path in PACKAGE.rglob("*.py") if path.name != "__init__.py"}
+    unit = Path(__file__).parents[1] / "unit"
+    tests = {path.relative_to(unit) for path in unit.rglob("*.py")}
+    assert tests == {path.with_name(f"test_{path.name}") for path in sources}
+
+
 def test_the_root_has_few_entries() -> None:
     assert len([p for p in PACKAGE.iterdir() if p.name not in ("__pycache__", "py.typed")]) <= MOST_ENTRIES
 

@@ -1,5 +1,7 @@
 """DeepLIFT's rescale rule, written out for several heads, and complete where it claims to be."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -9,12 +11,47 @@ from torch.nn import functional as F
 
 import camkit
 from camkit import Inputs
+from camkit.backward.deeplift import Recorded, multipliers
 from camkit.layers.dryrun import DryRun
 from camkit.layers.location import locate
 from camkit.methods.relevance import contributions
 from camkit.passes.evidence import gather
 from helpers import reference
 from helpers.families import Branching, Digits, Plain, Residual, tiny
+
+
+def multiplier_of(function: Callable[[Tensor], Tensor], x: Tensor, reference: Tensor) -> Tensor:
+    """The multiplier of a function at ``x``, compared with a reference."""
+    with Recorded(reference) as recorded:
+        function(reference)
+    start = x.clone().requires_grad_()
+    with multipliers(start, recorded):
+        output = function(start)
+    torch.testing.assert_close(output.detach(), function(x.clone()))
+    (found,) = torch.autograd.grad(output.sum(), start)
+    return found
+
+
+@pytest.mark.parametrize("function", [torch.tanh, torch.sigmoid, F.relu, F.gelu], ids=lambda f: f.__name__)
+def test_the_multiplier_of_a_function_is_its_quotient_of_differences(
+    function: Callable[[Tensor], Tensor],
+) -> None:
+    x, reference = torch.randn(2, 6).double(), torch.randn(2, 6).double()
+    expected = (function(x) - function(reference)) / (x - reference)
+    torch.testing.assert_close(multiplier_of(function, x, reference), expected)
+
+
+def test_where_both_inputs_are_equal_the_multiplier_is_the_derivative() -> None:
+    x = torch.randn(2, 6).double()
+    torch.testing.assert_close(multiplier_of(torch.tanh, x, x.clone()), 1 - x.tanh() ** 2)
+
+
+def test_max_pooling_gives_its_difference_to_the_position_that_made_it() -> None:
+    x = torch.tensor([[[1.0, 4.0, 2.0, 3.0]]])
+    reference = torch.tensor([[[2.0, 0.0, 5.0, 6.0]]])
+    found = multiplier_of(lambda t: F.max_pool1d(t, 2), x, reference)
+    # The first window rises from 2 to 4 by its second position, the last one falls from 6 to 3 by its own.
+    assert (found * (x - reference)).tolist() == [[[0, 2, 0, -3]]]
 
 
 def test_lift_cam_of_two_linear_layers_with_tanh() -> None:

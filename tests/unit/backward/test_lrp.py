@@ -89,8 +89,8 @@ def test_relevance_through_a_bias_and_a_scale() -> None:
 @pytest.mark.parametrize(
     ("name", "layer", "function"),
     [
-        ("mobilenet_v3_small", None, "hardswish"),
-        ("efficientnet_b0", "features.3", "silu"),
+        ("mobilenet_v3_small", "features.1", "hardsigmoid"),
+        ("efficientnet_b0", "features.3", "sigmoid"),
         ("regnet_y_400mf", "trunk_output.block3", "sigmoid"),
         ("convnext_tiny", None, "layer_norm"),
         ("vit_b_32", None, "multi_head_attention_forward"),

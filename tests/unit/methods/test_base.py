@@ -1,12 +1,59 @@
 """The call that all methods share, and the explanation that it returns."""
 
+from typing import Any
+
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import camkit
+from camkit.methods.base import require_method
 from helpers.families import Plain, tiny
+from helpers.fingerprint import fingerprint
 from helpers.registry import images
+
+
+class Mean(camkit.Method):
+    """A method with no formula: the mean of the channels of the image."""
+
+    def explain(self, inputs: camkit.Inputs, target: Any) -> camkit.Explanation:
+        assert not self.model.training
+        maps: Tensor = inputs.images.mean(1)
+        return camkit.Explanation(maps, self.model(inputs.images), target, "", inputs.size)
+
+
+def test_a_method_writes_what_it_does_with_a_prepared_model_alone() -> None:
+    model, x = tiny(Plain).train(), images("Mean", 2)
+    before = fingerprint(model)
+    explained = Mean(model)(x, 3)
+    assert fingerprint(model) == before
+    assert torch.equal(explained.maps, x.mean(1))
+    for bad, message in (
+        (x[0], "a batch"),
+        (x * torch.nan, "finite values"),
+        (x[:0], "a batch that is not empty"),
+    ):
+        with pytest.raises(ValueError, match=f"^x: expected {message}"):
+            Mean(model)(bad)
+    assert fingerprint(model) == before
+
+
+def test_a_method_is_known_by_its_base() -> None:
+    method = Mean(Plain())
+    assert require_method(method) is method
+    for other, got in ((Mean, "<class .*Mean'>"), (lambda x: x, "function"), (Plain(), "Plain")):
+        with pytest.raises(TypeError, match=rf"^method: expected a method such as .*, got {got}$"):
+            require_method(other)
+
+
+def test_heatmaps_are_scaled_map_by_map_and_a_constant_map_is_empty() -> None:
+    maps = torch.stack([torch.arange(6.0).reshape(2, 3), -torch.arange(6.0).reshape(2, 3), torch.ones(2, 3)])
+    explained = camkit.Explanation(maps, None, 0, "", (2, 3))
+    rising, falling, constant = explained.heatmaps()
+    torch.testing.assert_close(rising, maps[0] / 5)
+    torch.testing.assert_close(falling, 1 - maps[0] / 5)
+    assert not constant.any()
+    assert explained.heatmaps((4, 4)).shape == (3, 4, 4)
 
 
 def test_classes_are_told_whatever_was_made_of_them() -> None:
@@ -21,12 +68,8 @@ def test_classes_are_told_whatever_was_made_of_them() -> None:
     assert not method(x, camkit.targets.contrast(2, 2)).maps.any()
 
 
-Method = type[camkit.CAM] | type[camkit.GradCAM]
-METHODS = [camkit.CAM, camkit.GradCAM]
-
-
-@pytest.mark.parametrize("method", METHODS)
-def test_a_training_model_is_explained_as_it_predicts(method: Method) -> None:
+@pytest.mark.parametrize("method", [camkit.CAM, camkit.GradCAM])
+def test_a_training_model_is_explained_as_it_predicts(method: Any) -> None:
     model = tiny(Plain)
     x = torch.randn(2, 3, 12, 10).double()
     expected = method(model)(x, 1).maps

@@ -6,7 +6,55 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import camkit
+from camkit.passes.attention import recorded_attention
 from helpers.families import Block, Transformer, tiny
+from helpers.fingerprint import hooks_of, process
+
+
+def test_the_weights_of_each_block_are_leaves_of_a_graph_to_its_tokens() -> None:
+    model, x = tiny(Transformer), torch.randn(2, 3, 16, 12).double()
+    with torch.no_grad():
+        expected = model(x)
+    names = ["blocks.0", "blocks.1"]
+    with recorded_attention(model, names, 2) as found:
+        torch.testing.assert_close(model(x), expected)
+    assert list(found) == names
+    for weights, tokens in found.values():
+        (leaf,) = weights
+        assert leaf.is_leaf
+        assert leaf.shape == (2, 2, 14, 14)  # images, heads, and twice 1 + 4 x 3 + 1 tokens
+        torch.testing.assert_close(leaf.sum(3).detach(), torch.ones(2, 2, 14).double())
+        (gradient,) = torch.autograd.grad(tokens.square().sum(), leaf)
+        assert gradient.any()
+
+
+def test_the_graph_of_a_block_does_not_reach_into_the_block_before() -> None:
+    model, x = tiny(Transformer), torch.randn(2, 3, 16, 12).double()
+    with recorded_attention(model, ["blocks.0", "blocks.1"], 2) as found:
+        model(x)
+    (first,), _ = found["blocks.0"]
+    _, tokens = found["blocks.1"]
+    (gradient,) = torch.autograd.grad(tokens.sum(), [first], allow_unused=True)
+    assert gradient is None
+
+
+@pytest.mark.parametrize("fails", [True, False])
+def test_nothing_is_left_after_the_pass(fails: bool) -> None:
+    model, x = tiny(Transformer), torch.randn(2, 3, 16, 12).double()
+
+    def run() -> None:
+        with recorded_attention(model, ["blocks.0"], 2):
+            model(x if not fails else x[:, :, :7])
+
+    before = process()
+    if fails:
+        model.patches.register_forward_hook(lambda module, args, output: output[:, :1])
+        with pytest.raises(RuntimeError):
+            run()
+    else:
+        run()
+    assert hooks_of(model) == fails  # the hook of this test
+    assert process() == before
 
 
 class Attention(nn.Module):
