@@ -112,7 +112,7 @@ class Explainer(Method):
         """Runs the model once, and turns that pass into a map."""
         size, attached = inputs.size, self.differentiable
         gradient = attached or (self.needs_gradient and self.gradient_in_first_pass)
-        locations = self._find_locations(inputs)
+        locations = self._locate(inputs)
         evidences = gather(self.model, inputs, target, locations, gradient=gradient, attached=attached)
         with torch.set_grad_enabled(attached):
             parts = self.map_each(evidences)
@@ -139,7 +139,7 @@ class Explainer(Method):
                 got = f"{checks.shape_of(part)} from {type(self).__name__}"
                 raise ValueError(checks.error_message("map", expected, got))
 
-    def _find_locations(self, inputs: Inputs) -> tuple[Location, ...]:
+    def _locate(self, inputs: Inputs) -> tuple[Location, ...]:
         """Returns the layers to explain, the shallowest first, as a dry run at this input size finds them."""
         # The dry run gets two images. With one, a dimension of length one could be mistaken for the batch.
         shape = (2, *inputs.images.shape[1:])
