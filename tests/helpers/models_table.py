@@ -157,7 +157,7 @@ def row(name: str) -> list[str]:
 def shown(model: nn.Module, x: Any) -> str:
     """Name, shape and layout of the layer that is found."""
     layer = "context_encoder" if type(model).__name__ == "RAFT" else None
-    place = camkit.EigenCAM(model, layer)._find_locations(Inputs.of(x))[0]
+    place = camkit.EigenCAM(model, layer)._locate(Inputs.of(x))[0]
     shape, layout = "×".join(map(str, (place.channels, *place.size))), str(place.layout)
     return f"`{place.name}` {shape}" + ("" if layout == "channels first" else f", {layout}")
 

@@ -1,6 +1,7 @@
 """The rooms that the architecture page draws, held against the imports of the code."""
 
 import ast
+import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -107,3 +108,16 @@ def test_public_names_are_flat_and_documented() -> None:
 def test_importing_camkit_does_not_import_torchvision() -> None:
     code = "import sys, camkit; sys.exit('torchvision' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_public_classes_live_in_camkit() -> None:
+    public = [getattr(camkit, name) for name in camkit.__all__]
+    classes = [value for value in public if isinstance(value, type)]
+    assert len(classes) > 30
+    for kind in classes:
+        assert kind.__module__ == "camkit"
+        assert pickle.loads(pickle.dumps(kind)) is kind
+    # Objects too: a pickle names the class by its public name.
+    pickled = pickle.dumps(camkit.Layout(-1, (2, 3)))
+    assert b"camkit\x94" in pickled
+    assert b"layouts" not in pickled

@@ -141,7 +141,12 @@ IMAGES = [
         ValueError,
         "a batch (N, C, H, W), got shape 3 x 12 x 10; add the batch with x[None]",
     ),
-    images("too small", X[:, :, :2, :2], ValueError, "larger images for Plain, got 3 x 2 x 2; 8 x 8 is large enough"),
+    images(
+        "too small",
+        X[:, :, :2, :2],
+        ValueError,
+        "larger images for Plain, got 3 x 2 x 2; 8 x 8 is large enough",
+    ),
     images("double", X.double(), ValueError, OF_TYPE.format("torch.float32", "torch.float64")),
     images("half", X.half(), ValueError, OF_TYPE.format("torch.float32", "torch.float16")),
     images("bfloat16", X.bfloat16(), ValueError, OF_TYPE.format("torch.float32", "torch.bfloat16")),
@@ -203,7 +208,11 @@ INPUT_SHAPES = [
             ValueError,
             "input_shape: expected an input that Plain can take, got 1 x 3 x 12 x 10",
         ),
-        ((3, 1, 1), ValueError, "input_shape: expected larger images for Plain, got 3 x 1 x 1; 8 x 8 is large enough"),
+        (
+            (3, 1, 1),
+            ValueError,
+            "input_shape: expected larger images for Plain, got 3 x 1 x 1; 8 x 8 is large enough",
+        ),
     )
 ]
 

@@ -103,7 +103,7 @@ def test_it_is_the_forward_pass_of_a_training_step() -> None:
     same.load_state_dict(model.state_dict())
     x = torch.rand(4, 3, 12, 10).double()
     method = camkit.GradCAM(model, "features", differentiable=True)
-    method._find_locations(camkit.Inputs(x))  # the dry run draws nothing
+    method._locate(camkit.Inputs(x))  # the dry run draws nothing
     torch.manual_seed(3)
     found = method(x, 1)
     state = torch.get_rng_state()
