@@ -106,14 +106,14 @@ RESIZES = frozenset({"interpolate"})
 
 #: Functions that only change the shape.
 RESHAPES = frozenset({
-    "contiguous", "flatten", "movedim", "mT", "permute", "reshape", "squeeze", "t", "T", "transpose",
-    "unflatten", "unsqueeze", "view",
+    "contiguous", "flatten", "movedim", "mT", "permute", "reshape", "reshape_as", "squeeze", "t", "T",
+    "transpose", "unflatten", "unsqueeze", "view", "view_as",
 })  # fmt: skip
 #: Functions that return one or more parts of their input.
 PICKS = frozenset({"chunk", "getitem", "index_select", "narrow", "select", "split", "tensor_split", "unbind"})
 JOINS = frozenset({"cat", "stack"})
 #: Functions that move, drop or repeat entries of a tensor without computing anything from them.
-MOVES = RESHAPES | PICKS | JOINS | {"clone", "expand", "flip", "repeat", "roll"}
+MOVES = RESHAPES | PICKS | JOINS | {"clone", "expand", "expand_as", "flip", "repeat", "roll"}
 
 SUMS = frozenset({"add"})
 SCALINGS = frozenset({"div", "mul"})

@@ -132,9 +132,12 @@ class Relevance(Propagation):
         if not self.reached(other) and _is_constant(other, x):  # acts as a bias, which gets no relevance
             return with_backward(lambda x: x + other, lambda relevance: (relevance,), x, keep=False)
 
-        def backward(relevance: torch.Tensor, *summands: torch.Tensor) -> tuple[torch.Tensor, ...]:
-            share = safe_divide(relevance, torch.stack(summands).sum(0))
-            return tuple((s * share).sum_to_size(s.shape) for s in summands)
+        def backward(
+            relevance: torch.Tensor, x: torch.Tensor, other: torch.Tensor
+        ) -> tuple[torch.Tensor, ...]:
+            share = safe_divide(relevance, x + other)
+            # A summand that was broadcast gets the relevance of all its copies.
+            return tuple((summand * share).sum_to_size(summand.shape) for summand in (x, other))
 
         # The other summand may be an activation that bypasses the start. It takes its part of the relevance.
         return with_backward(torch.add, self._noting_losses(backward), x, other)

@@ -58,6 +58,15 @@ class Propagation(FunctionMode):
         if not any(map(self.reached, tensors_in((call.args, call.kwargs)))):
             return call.run()
         self.met.add(call.name)
+        rule = self._rules.get(call.name)
+        # Without a rule a function runs exactly as it was called: in place, if the model calls it so.
+        result = self._other(call) if rule is None else self._by_rule(rule, call)
+        changed = call.args[:1] if result is None else result  # x[i] = y returns None and changes x
+        self._reached.update((id(tensor), tensor) for tensor in tensors_in(changed))
+        return result
+
+    def _by_rule(self, rule: Rule, call: Call) -> Any:
+        """The result of a rule, which always gets a call out of place."""
         in_place, function, args, kwargs = is_in_place(call.function), call.function, call.args, call.kwargs
         if in_place:
             function = out_of_place(function)
@@ -65,18 +74,14 @@ class Propagation(FunctionMode):
             args, kwargs, flagged = without_in_place_flag(args, kwargs)
             in_place |= flagged
         call = Call(call.name, function, args, kwargs)
-        if in_place and call.name in self._rules:
-            # The rule needs the input as it was, also in the backward pass. It gets a copy, and its result is
-            # written to the tensor that the model expects to change.
-            copy = args[0].clone()
-            if self.reached(args[0]):
-                self._reached[id(copy)] = copy
-            result = args[0].copy_(self._rules[call.name](replace(call, args=(copy, *args[1:]))))
-        else:
-            result = self._rules.get(call.name, self._other)(call)
-        changed = args[:1] if result is None else result  # x[i] = y returns None and changes x
-        self._reached.update((id(tensor), tensor) for tensor in tensors_in(changed))
-        return result
+        if not in_place:
+            return rule(call)
+        # The rule needs the input as it was, also in the backward pass. It gets a copy, and its result is
+        # written to the tensor that the model expects to change.
+        copy = args[0].clone()
+        if self.reached(args[0]):
+            self._reached[id(copy)] = copy
+        return args[0].copy_(rule(replace(call, args=(copy, *args[1:]))))
 
 
 def _run_unchanged(call: Call) -> Any:

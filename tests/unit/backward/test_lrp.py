@@ -114,3 +114,38 @@ def test_a_gate_is_refused() -> None:
 
     with pytest.raises(ValueError, match="which uses 'mul' after the layer"):
         camkit.RelevanceCAM(Gated(), "features")(torch.rand(1, 3, 12, 10), 1)
+
+
+@pytest.mark.parametrize("expand", [True, False])
+def test_a_sum_with_one_number_for_each_channel_shares_its_relevance(expand: bool) -> None:
+    """The pooled features are added to all positions, as they are or expanded before."""
+
+    class Context(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.trunk = nn.Sequential(nn.Conv2d(3, 5, 3), nn.ReLU())
+            self.fc = nn.Linear(5, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            f = self.trunk(x)
+            context = f.mean((2, 3), keepdim=True)
+            f = f + (context.expand_as(f) if expand else context)
+            return self.fc(f.mean((2, 3)))  # type: ignore[no-any-return]
+
+    torch.manual_seed(0)
+    model, x = Context().double().eval(), torch.rand(2, 3, 8, 7).double()
+    relevance, kept = relevance_at(model, "trunk", x, 1)
+    assert kept == pytest.approx(1)
+    # The features reach the sum twice with equal totals: each way takes its share of every position.
+    with torch.no_grad():
+        f = model.trunk(x)
+        context = f.mean((2, 3), keepdim=True)
+        weight = model.fc.weight[1].clamp(min=0)
+        total = f + context
+        linear = weight[:, None, None] * total.mean((2, 3), keepdim=True)
+        linear = linear / linear.sum(1, keepdim=True)  # the relevance of each channel, which sums to 1
+        at_sum = linear * total / total.sum((2, 3), keepdim=True)
+        direct = at_sum * f / total
+        pooled = (at_sum * context / total).sum((2, 3), keepdim=True)
+        expected = direct + pooled * f / f.sum((2, 3), keepdim=True)
+    torch.testing.assert_close(relevance[:, 0], expected)
