@@ -2,7 +2,8 @@
 
 A network that classifies images computes feature maps. In its last layers these are still pictures, only
 smaller, with 7 x 7 positions for example. A class activation map (CAM) combines them into one picture that
-shows which positions speak for a class. To explain a prediction, wrap the model in a method and call it with images::
+shows which positions speak for a class. To explain a prediction, wrap the model in a method and call it with
+images::
 
     explanation = camkit.GradCAM(model)(x)  # x: images as the model takes them, (N, C, H, W)
     explanation.heatmaps()  # (N, H, W), in [0, 1]

@@ -168,7 +168,7 @@ class Call:
 class FunctionMode(TorchFunctionMode):
     """A context that intercepts torch functions: inside it, :meth:`meet` is called instead of each of them.
 
-    It intercepts functions that modules call as well as functions in the model's own code, and changes nothing
+    It intercepts functions that modules call as well as functions in the model's own code. It changes nothing
     in the model.
     """
 

@@ -131,7 +131,7 @@ def contrast(classes: Classes, against: Classes) -> Callable[[Any], torch.Tensor
 
     .. math:: y = z_c - \operatorname{mean}_{j \in \text{against}} z_j
 
-    If the class c is compared with itself, the score is zero, and a map that depends on the score is zero too.
+    If the class c is compared with itself, the score is zero, and so is a map that depends on the score.
 
     Args:
         classes: classes as ``target=`` takes them; ``None`` for the predicted class of each image.

@@ -122,7 +122,7 @@ def box(corners: Sequence[float] | torch.Tensor, label: int) -> Callable[[Any], 
     def best(found: dict[str, torch.Tensor], one: torch.Tensor) -> torch.Tensor:
         boxes = found["boxes"]
         fits = _iou(boxes, one.to(boxes)) * found["scores"] * (found["labels"] == label)
-        # Append a zero, which is the score if nothing is detected: the maximum of an empty tensor would raise.
+        # Append a zero, the score if nothing is detected: the maximum of an empty tensor would raise.
         return torch.cat([fits, fits.new_zeros(1)]).amax()
 
     return score
