@@ -1,8 +1,9 @@
 """camkit shows where a network looked: class activation maps for PyTorch models.
 
-A network that classifies images computes feature maps. Even in its last layers these are small pictures, with
-positions such as 7 x 7. A class activation map (CAM) combines them into one picture that shows which
-positions speak for a class. To explain a prediction, wrap the model in a method and call it with images::
+A network that classifies images computes feature maps. In its last layers these are still pictures, only
+smaller, with 7 x 7 positions for example. A class activation map (CAM) combines them into one picture that
+shows which positions speak for a class. To explain a prediction, wrap the model in a method and call it with
+images::
 
     explanation = camkit.GradCAM(model)(x)  # x: images as the model takes them, (N, C, H, W)
     explanation.heatmaps()  # (N, H, W), in [0, 1]
@@ -28,8 +29,8 @@ The nouns of the library, in the order in which a call meets them:
   your own.
 - The **evidence** (:class:`Evidence`) is everything that such a formula can use at one layer: the activation,
   the score and its gradient, and further passes of the model.
-- An :class:`Explanation` is the result: raw **maps** with the size of the layer, such as 7 x 7, the model's
-  output, and the target that was explained. Its **heatmaps** are the maps scaled to [0, 1], as by
+- An :class:`Explanation` is the result: raw **maps**, usually with the size of the layer, such as 7 x 7, the
+  model's output, and the target that was explained. Its **heatmaps** are the maps scaled to [0, 1], as by
   :func:`normalize`, with the size of the images.
 - An **overlay** is a heatmap in colours over a picture. :func:`overlay` makes one picture, :func:`blend` and
   :func:`colorize` work on batches of tensors, and :func:`grid` puts pictures side by side.

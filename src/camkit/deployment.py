@@ -141,7 +141,7 @@ class _GlobalMax(nn.Module):
 
 
 def _copy_in_evaluation_mode(net: CAMNet) -> CAMNet:
-    """A copy of the network in evaluation mode, with its hooks and with copies of its parameters."""
+    """Copies the network in evaluation mode, with its hooks and with copies of its parameters."""
     stand_in = skeleton(net, device=None, hooks=True)
     assert isinstance(stand_in, CAMNet)
     # One memo for all parameters, so that a parameter shared by two modules is copied once and stays shared.

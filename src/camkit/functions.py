@@ -1,8 +1,8 @@
-"""The functions of torch: one name for each, sets of those that act alike, and a base to intercept calls.
+"""The functions of torch: one name for each, sets of functions that act alike, and a way to intercept calls.
 
 A function can be written in many ways: ``x + y``, ``x += y``, ``x.add_(y)`` and ``torch.add(x, y)`` are all
-``"add"`` here. This is the only file that lists names of torch functions. All other files use its sets, so
-that a new spelling or function is added in one place.
+``"add"`` here. This is the only file with lists of such names. All other files use its sets, so that a new
+spelling or function is added in one place.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -22,8 +22,8 @@ _ALIASES = {
     "concatenate": "cat", "moveaxis": "movedim", "swapaxes": "transpose", "swapdims": "transpose",
     "clip": "clamp", "log_sigmoid": "logsigmoid", "upsample": "interpolate",
 }  # fmt: skip
-# The operators that write to their left side, such as +=. They are listed because other names that begin with
-# "__i", such as __int__ and __invert__, write to nothing.
+# The operators that write to their left side, such as +=. They are listed because the prefix "__i" is not
+# enough to recognise them: __int__ and __invert__ have it too and write to nothing.
 _WRITING_OPERATORS = {f"__i{name}__" for name in ("add", "sub", "mul", "truediv", "div", "pow", "matmul")} | {
     f"__i{name}__" for name in ("and", "or", "xor", "mod", "floordiv", "lshift", "rshift")
 }
@@ -124,7 +124,7 @@ ATTENTION = frozenset({"multi_head_attention_forward", "scaled_dot_product_atten
 _DROPOUTS = _in_each_dimension("dropout") | {"alpha_dropout", "dropout", "feature_dropout"}
 _CASTS = frozenset({"bfloat16", "double", "float", "half", "to"})
 
-#: Functions whose input and output are read as ``(N, C, *spatial)``, for every size.
+#: Functions whose input and output are always ``(N, C, *spatial)``.
 CHANNELS_FIRST = (
     CONVOLUTIONS | _TRANSPOSED_CONVOLUTIONS | _NORMALISATIONS | _AVERAGE_WINDOWS | MAX_WINDOWS | RESIZES
 ) | {"pixel_shuffle"}
@@ -168,8 +168,8 @@ class Call:
 class FunctionMode(TorchFunctionMode):
     """A context that intercepts torch functions: inside it, :meth:`meet` is called instead of each of them.
 
-    The model need not be changed for this. Functions that modules call and functions in the model's own code
-    are intercepted alike.
+    It intercepts functions that modules call as well as functions in the model's own code. It changes nothing
+    in the model.
     """
 
     def meet(self, call: Call) -> Any:
@@ -222,7 +222,7 @@ class Activation(nn.Module):
         self.kwargs = dict(kwargs or {})
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Returns the function of ``x``, of any shape, with the same shape."""
+        """Applies the function to ``x``, a tensor of any shape, and returns a tensor of that shape."""
         # Some activation functions, such as gelu, are in torch.nn.functional only.
         function = getattr(torch, self.name, None) or getattr(F, self.name)
         result: torch.Tensor = function(x, *self.args, **self.kwargs)

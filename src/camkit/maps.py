@@ -11,8 +11,8 @@ from camkit._tools import checks
 
 #: Ways to combine the maps of several layers; see :func:`fuse`.
 FUSIONS = ("mean", "product", "hierarchical")
-# A map that should be constant differs from position to position by rounding, by up to so many units in the
-# last place.
+# Rounding makes the values of a map that should be constant differ. This many units in the last place are
+# taken for rounding.
 _ROUNDING_UNITS = 16
 _INTERPOLATION = {1: "linear", 2: "bilinear", 3: "trilinear"}
 
@@ -49,7 +49,7 @@ def normalize(maps: torch.Tensor, dims: int = 2) -> torch.Tensor:
     if not torch.isfinite(maps).all():
         raise ValueError(checks.error_message("maps", "finite values", "NaN or infinity"))
     axes = tuple(range(-dims, 0))
-    # In half precision, the span of large values would overflow.
+    # Compute in float32: in half precision, the span of large values would overflow.
     values = at_least_float32(maps)
     low = values.amin(axes, keepdim=True)
     high = values.amax(axes, keepdim=True)
@@ -97,7 +97,7 @@ def weighted_sum(weights: torch.Tensor, activation: torch.Tensor) -> torch.Tenso
 def full_precision(tensor: torch.Tensor) -> AbstractContextManager[None]:
     """Returns a context without autocast, in which a product has the dtype of its factors.
 
-    The caller may have switched autocast on for the model. Maps must not lose precision because of it.
+    The caller may have switched autocast on for the model, but maps must not lose precision because of it.
     """
     device = tensor.device.type
     return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()
@@ -116,7 +116,7 @@ def fuse(parts: Sequence[torch.Tensor], how: str = "mean") -> torch.Tensor:
     Args:
         parts: the maps of each layer, from the shallowest layer to the deepest, each ``(N, K, *spatial)``.
         how: ``"mean"``; ``"product"`` of the positive parts; or ``"hierarchical"``, the fusion of LayerCAM:
-            the maximum, after :math:`\tanh(2 M / \max M)` of every map but that of the deepest layer.
+            the maximum, after :math:`\tanh(2 M / \max |M|)` of every map except that of the deepest layer.
 
     Returns:
         Maps ``(N, K, *spatial)``. If there is only one layer, its maps are returned unchanged.
@@ -127,7 +127,7 @@ def fuse(parts: Sequence[torch.Tensor], how: str = "mean") -> torch.Tensor:
     """
     if len(parts) == 1:
         return parts[0]
-    size = max((part.shape[2:] for part in parts), key=math.prod)  # that of most positions
+    size = max((part.shape[2:] for part in parts), key=math.prod)  # the size with the most positions
     dims = tuple(range(2, len(size) + 2))
     scaled = []
     for part in parts:

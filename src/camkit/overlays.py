@@ -55,6 +55,7 @@ def overlay(
     Raises:
         ValueError: for NaN, a value or ``alpha`` out of range, a wrong shape, or an unknown colour map.
         TypeError: for an image or a heatmap of the wrong type.
+        OSError: if the path is not that of a picture that Pillow can read.
 
     Example:
         >>> import camkit, torch
@@ -72,7 +73,7 @@ def overlay(
     if heatmap.ndim != 2:
         hint = "give one map, such as explanation.heatmaps()[0]"
         raise ValueError(checks.error_message("heatmap", "shape (h, w)", checks.shape_of(heatmap), hint))
-    # Colour with NumPy and Pillow: one picture takes less time than starting torch's threads for it.
+    # Colour with NumPy and Pillow: for one picture, starting torch's threads would take longer.
     heatmap = heatmap.detach().float().cpu()
     # Check before resizing, which may drop a wrong value or spread it over its neighbours.
     _require_unit_range("heatmap", heatmap.numpy(), "camkit.normalize brings a raw map there")
@@ -94,7 +95,7 @@ def blend(
 
     Args:
         images: floats in [0, 1], ``(..., 3, H, W)``, or ``(..., 1, H, W)`` for grey images.
-        heatmaps: floats in [0, 1], ``(..., H, W)``.
+        heatmaps: floats in [0, 1], ``(..., H, W)``. Leading dimensions broadcast with those of ``images``.
         colormap: see :func:`overlay`.
         alpha: weight of the heatmaps, in [0, 1].
 
@@ -199,8 +200,7 @@ def grid(
 ) -> Image.Image:
     """Lays out pictures in rows and columns on white, with labels, as figures of papers do.
 
-    Each picture is centred in its cell. Columns are as wide, and rows as high, as their largest picture or
-    label.
+    Pictures are centred. Columns are as wide, and rows as high, as their largest picture or label.
 
     Args:
         rows: the pictures, row by row. Rows may differ in length.
@@ -270,7 +270,7 @@ def _colours_of(colormap: str) -> torch.Tensor:
 
 
 def _look_up(colours: torch.Tensor, heatmaps: torch.Tensor) -> torch.Tensor:
-    """Looks up heatmaps ``(..., H, W)`` in [0, 1] among colours ``(256, 3)``: a new ``(..., 3, H, W)``."""
+    """Returns colours ``(..., 3, H, W)`` of heatmaps ``(..., H, W)`` in [0, 1] from a table ``(256, 3)``."""
     # 256 equal bins, the last of which holds 1, as in overlay.
     index = (heatmaps.detach().float() * 256).clamp_(max=255).int().flatten()
     found = colours.new_empty(*heatmaps.shape[:-2], 3, *heatmaps.shape[-2:])
@@ -315,7 +315,7 @@ def _to_picture(image: ImageLike) -> Image.Image:
     if isinstance(image, Image.Image):
         if image.mode.startswith("I;16"):  # convert() would turn all values above 255 into white
             image = Image.fromarray((np.asarray(image) // 257).astype(np.uint8))
-        if image.mode in ("I", "F"):  # modes without an agreed range: the rules for arrays apply
+        if image.mode in ("I", "F"):  # these modes have no fixed range, so treat the image as an array
             return _to_picture(np.asarray(image))
         mode = "RGBA" if image.has_transparency_data else "RGB"
         return image if image.mode == mode else image.convert(mode)
@@ -343,7 +343,7 @@ def _to_picture(image: ImageLike) -> Image.Image:
 
 
 def _on_white(picture: Image.Image) -> Image.Image:
-    """Puts a picture on white, so that it has no transparency any more."""
+    """Puts a picture on a white background, which removes its transparency."""
     if picture.mode == "RGB":
         return picture
     white = Image.new("RGBA", picture.size, "white")

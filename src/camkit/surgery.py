@@ -91,7 +91,7 @@ class CAMNet(nn.Module):
     def train(self, mode: bool = True) -> Self:
         """Sets the mode of the network, but keeps a frozen trunk in evaluation mode.
 
-        The running statistics of the trunk's batch normalisations so stay as they are.
+        The running statistics of the trunk's batch normalisations therefore do not change.
 
         Args:
             mode: ``True`` for training mode, ``False`` for evaluation mode.
@@ -115,11 +115,11 @@ class CAMNet(nn.Module):
         return self.train(self.training)
 
     def extra_repr(self) -> str:
-        """The layer and the flag, as ``print`` shows them."""
+        """Returns the layer and the flag, which ``print`` shows."""
         return f"layer={self.layer!r}, frozen={self.frozen}"
 
     def _activation(self, x: torch.Tensor) -> torch.Tensor:
-        # The trunk's own return value means nothing; the hook on its last layer keeps the activation.
+        # The trunk's return value is not used: the hook on its last layer captures the activation.
         self.trunk(x)
         return _captured.activations.pop(self._capture.key)
 
@@ -220,8 +220,8 @@ def attach_gap_head(
 def _make_head(
     model: nn.Module, place: Location, num_classes: int, pooling: str, conv_channels: int | None
 ) -> CAMHead:
-    """The new layers for the activation at ``place``, on the device and in the dtype of the model."""
-    # 1, 2 or 3 spatial dimensions; they choose between the classes such as Conv1d, Conv2d and Conv3d.
+    """Makes the new layers for the activation at ``place``, with the device and dtype of the model."""
+    # 1, 2 or 3 spatial dimensions, the number in the names of classes such as Conv1d, Conv2d and Conv3d.
     dims = len(place.dry.trace.input_shape) - 2
     features = OrderedDict[str, nn.Module]()
     if place.layout != Layout():
@@ -283,7 +283,7 @@ class _Capture:
 
 
 def _make_trunk(model: nn.Module, place: Location) -> nn.Module:
-    """A copy of the model in which identities replace the modules that the layer's output does not need.
+    """Copies the model with identities in place of the modules that the layer's output does not need.
 
     Raises:
         TypeError: if the model cannot be copied.
@@ -293,8 +293,8 @@ def _make_trunk(model: nn.Module, place: Location) -> nn.Module:
     parts = place.name.split(".")
     # The modules around the layer, from the model itself ("") down to the layer's parent.
     ancestors = [".".join(parts[:depth]) for depth in range(len(parts))]
-    # A module may not work with an identity inside: an identity takes one input, and an attention three. So
-    # if the trunk fails, the innermost module around the layer stays whole, then the next one, and so on.
+    # A module may not work with an identity inside: an identity takes one input, an attention takes three. If
+    # the trunk fails, keep the innermost module around the layer whole, then the next one, and so on.
     while True:
         trunk = _copy_with_identities(model, _unneeded_children(model, place, ancestors))
         try:
@@ -311,7 +311,7 @@ def _make_trunk(model: nn.Module, place: Location) -> nn.Module:
 
 
 def _unneeded_children(model: nn.Module, place: Location, ancestors: Sequence[str]) -> list[nn.Module]:
-    """The children of the modules named ``ancestors`` that the output of the layer does not need."""
+    """Returns the children of the modules named ``ancestors`` that the layer's output does not need."""
     trace = place.dry.trace
     end = [name for name, _ in trace.calls].index(place.name)
     # A module is needed if it started before the layer ended. It is also needed if the layer's output was
@@ -323,20 +323,20 @@ def _unneeded_children(model: nn.Module, place: Location, ancestors: Sequence[st
         for child, module in model.get_submodule(ancestor).named_children():
             name = f"{ancestor}.{child}" if ancestor else child
             if not any(n == name or n.startswith(f"{name}.") for n in needed):
-                # The model may iterate over a list or index it, so the list stays and its entries go.
+                # The model may iterate over a list or index it, so keep the list and replace its entries.
                 is_list = isinstance(module, nn.ModuleList | nn.ModuleDict)
                 unneeded += list(module.children()) if is_list else [module]
     return unneeded
 
 
 def _copy_with_identities(model: nn.Module, replaced: Sequence[nn.Module]) -> nn.Module:
-    """A deep copy of the model in which an identity stands for each of the modules ``replaced``.
+    """Makes a deep copy of the model, with an identity in place of each of the modules ``replaced``.
 
     Raises:
         TypeError: if the model cannot be copied.
     """
     try:
-        # deepcopy looks in its memo first, so that it takes the identity and never copies the module.
+        # deepcopy looks in its memo first. It finds the identity there and never copies the module.
         return copy.deepcopy(model, memo={id(module): nn.Identity() for module in replaced})
     except Exception as error:
         expected = "a model that copy.deepcopy can copy"

@@ -1,6 +1,7 @@
-"""Checks of arguments, and the one wording of all error messages.
+"""Checks of arguments, and the wording that all error messages and warnings share.
 
-Each check raises an error that names the argument if its value is wrong, and does nothing otherwise.
+Each check raises an error that names the argument if its value is wrong. Otherwise it returns nothing, except
+for :func:`index`, which returns the value.
 """
 
 import difflib
@@ -13,13 +14,13 @@ import torch
 
 
 def error_message(name: str, expected: str, got: object, hint: str = "") -> str:
-    """Words an error message as ``name: expected ..., got ...; hint``.
+    """Formats an error message as ``name: expected ..., got ...; hint``.
 
     Args:
         name: the argument, by its name in the user's call.
         expected: a description of the values that are allowed.
         got: the value, or a description of it.
-        hint: how to put it right, if that can be said.
+        hint: how to correct the call, if that is known.
     """
     return f"{name}: expected {expected}, got {got}" + (f"; {hint}" if hint else "")
 
@@ -38,7 +39,7 @@ def one_of(name: str, value: object, choices: Iterable[str]) -> None:
 
 def close_matches(name: str, names: Sequence[str]) -> str:
     """Returns a hint with the names most similar to ``name``; empty if there is none."""
-    # The last part counts by itself: whoever writes 'layer4.bn2' probably means 'layer4.1.bn2'.
+    # Also suggest names with the same last part: a user who writes 'layer4.bn2' may mean 'layer4.1.bn2'.
     tail = name.rpartition(".")[2]
     close = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
     close += [n for n in names if n.rpartition(".")[2] == tail and n not in close][-2:]
@@ -53,8 +54,8 @@ def tensor(name: str, value: object) -> None:
 
 def warn(message: str) -> None:
     """Issues a warning that points to the user's line of code that called camkit."""
-    # A warning usually points to the line that issues it. Here that line is inside camkit and tells nobody
-    # anything, so count the frames up to the first one outside.
+    # A warning usually points to the line that issues it. That line is inside camkit and would not help the
+    # user, so count the frames up to the first one outside camkit.
     level, frame = 1, sys._getframe()
     while frame.f_back is not None and frame.f_globals.get("__name__", "").split(".")[0] == "camkit":
         level, frame = level + 1, frame.f_back
@@ -62,7 +63,7 @@ def warn(message: str) -> None:
 
 
 def positive(name: str, value: object) -> None:
-    """Raises unless ``value`` is an int above zero."""
+    """Raises a ``TypeError`` or ``ValueError`` unless ``value`` is an int above zero."""
     if index(name, value) < 1:
         raise ValueError(error_message(name, "a positive number", value))
 
@@ -76,13 +77,13 @@ def index(name: str, value: object) -> int:
 
 
 def seed(value: object) -> None:
-    """Raises unless ``value`` is an int, zero or more."""
+    """Raises a ``TypeError`` or ``ValueError`` unless ``value`` is an int, zero or more."""
     if index("seed", value) < 0:
         raise ValueError(error_message("seed", "zero or more", value))
 
 
 def lengths(name: str, expected: str, value: object, count: int | None = None) -> None:
-    """Raises unless ``value`` is a list or tuple of positive ints.
+    """Raises a ``TypeError`` or ``ValueError`` unless ``value`` is a list or tuple of positive ints.
 
     Args:
         name: the argument, by its name in the user's call.
@@ -97,7 +98,7 @@ def lengths(name: str, expected: str, value: object, count: int | None = None) -
 
 
 def not_negative(name: str, value: object) -> None:
-    """Raises unless ``value`` is a finite number, zero or more."""
+    """Raises a ``TypeError`` or ``ValueError`` unless ``value`` is a finite number, zero or more."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise TypeError(error_message(name, "a number", type(value).__name__))
     if not 0 <= value < float("inf"):

@@ -1,7 +1,8 @@
-"""Tables of colour maps: 256 RGB colours for each, from 0 to 1, in hexadecimal.
+"""Tables of colour maps: 256 RGB colours each, from the colour of 0 to the colour of 1, in hexadecimal.
 
 viridis, inferno, magma and plasma are by Nathaniel Smith and Stefan van der Walt (CC0), turbo by Anton
-Mikhailov (Apache 2.0); jet is MATLAB's classic rainbow; coolwarm is Kenneth Moreland's diverging map.
+Mikhailov (Apache 2.0); jet is MATLAB's classic rainbow; coolwarm is Kenneth Moreland's diverging map; gray
+runs from black to white.
 """
 
 TABLES = {

@@ -54,7 +54,7 @@ def map_leaves(
     if isinstance(nested, list | tuple):
         return type(nested)(tuple(map_leaves(function, value, is_leaf) for value in nested))
     if dataclasses.is_dataclass(nested) and not isinstance(nested, type):
-        # Fields that __init__ does not take are computed anew from the others.
+        # replace() computes fields that __init__ does not take anew from the others.
         names = [field.name for field in dataclasses.fields(nested) if field.init]
         new_values = {name: map_leaves(function, getattr(nested, name), is_leaf) for name in names}
         return dataclasses.replace(nested, **new_values)
@@ -84,12 +84,13 @@ def split(nested: Any, size: int, total: int) -> list[Any]:
     def has_one_entry_per_image(value: object) -> bool:
         if isinstance(value, torch.Tensor):
             return value.ndim > 0 and len(value) == total
-        # Exactly these types: a named tuple has a fixed number of fields, and cannot be cut.
+        # Compare the exact type: a named tuple is also a tuple, but its number of fields is fixed.
         if not isinstance(value, list | tuple) or type(value) not in (list, tuple) or len(value) != total:
             return False
-        # There may happen to be as many feature maps in a list as images in the batch. Their tensors have a
-        # row per image, so the tensors are cut, and not the list. The dicts of a detector are always one per
-        # image; an image in it may have as many detections as there are images.
+        # A list of feature maps may by chance have as many entries as the batch has images. Its tensors have
+        # one row per image, so cut the tensors instead of the list. A list of dicts is the output of a
+        # detector, one dict per image, and is always cut itself: a tensor in it may have as many rows as the
+        # batch has images, but these rows are detections.
         holds_batches = any(tensor.ndim and len(tensor) == total for tensor in tensors_in(value))
         return not holds_batches or all(isinstance(item, dict) for item in value)
 

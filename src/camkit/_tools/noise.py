@@ -12,7 +12,7 @@ def normal(shape: Sequence[int], like: torch.Tensor, *seed: int) -> torch.Tensor
     Args:
         shape: shape of the result.
         like: a tensor with the dtype and device of the result.
-        seed: one or more integers, zero or more. The same ones give the same numbers.
+        seed: one or more integers that are not negative. The same integers give the same numbers.
     """
     return torch.randn(tuple(shape), generator=_generator(seed), dtype=torch.float64).to(like)
 

@@ -1,11 +1,11 @@
 r"""DeepLIFT's rescale rule: a backward pass that returns multipliers instead of gradients.
 
-A multiplier is the change of the score, against a *reference* activation, per change of the activation. The
-part of the model after the layer therefore runs twice. In the first run, on the reference, :class:`Recorded`
-keeps the input of each function that has a rule. The second run, on the activation, is within
-:func:`multipliers`. In its backward pass
+A multiplier is the change of the score divided by the change of the activation, both measured from a
+*reference* activation. The part of the model after the layer therefore runs twice. In the first run, on the
+reference, :class:`Recorded` keeps the input of each function that has a rule. The second run, on the
+activation, is within :func:`multipliers`. In its backward pass
 
-- an element-wise activation function f has the multiplier :math:`\Delta f / \Delta x` in the place of its
+- an element-wise activation function f has the multiplier :math:`\Delta f / \Delta x` instead of its
   derivative;
 - max pooling assigns the change of each maximum to the position of the larger of the two maxima;
 - all other functions keep their gradient, which is exact where they are linear.
@@ -59,7 +59,7 @@ def multipliers(start: torch.Tensor, reference: Recorded) -> Propagation:
 
     def rule(call: Call) -> torch.Tensor:
         back = _max_pool if call.name in MAX_WINDOWS else _rescale
-        # Both runs call the same functions, so the next input that was kept belongs to this call.
+        # Both runs call the same functions in the same order, so the next kept input belongs to this call.
         then = next(inputs, None)
         if then is None or then.shape != call.args[0].shape:
             expected = "one that does the same with an activation of zeros, which DeepLIFT compares with"

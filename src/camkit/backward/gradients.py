@@ -12,8 +12,8 @@ from camkit._tools import checks
 # The most scores whose gradients one backward pass computes together. It bounds the memory, since each score
 # has its own copy of every gradient on the way.
 _MOST_TOGETHER = 16
-# Autograd nodes that are known to have a batched backward pass, through which several gradients go together
-# and read each weight only once. In most networks nothing else lies between the last layer and the logits.
+# Autograd nodes that are known to have a batched backward pass, which computes several gradients together and
+# reads each weight only once. Most networks have no other nodes between the last layer and the logits.
 _BATCHABLE = {"AdaptiveAvgPool2D", "Addmm", "AsStrided", "Clone", "Gather", "Mean", "Mm", "NativeLayerNorm"}
 _BATCHABLE |= {"Permute", "Relu", "Select", "Squeeze", "T", "Unsqueeze", "UnsafeView", "View"}
 
@@ -21,7 +21,7 @@ _BATCHABLE |= {"Permute", "Relu", "Select", "Squeeze", "T", "Unsqueeze", "Unsafe
 def gradients(
     scores: torch.Tensor, wrt: torch.Tensor, name: str = "", *, keep: bool = False, create_graph: bool = False
 ) -> torch.Tensor:
-    """The gradient of each score with respect to a tensor.
+    """Returns the gradient of each score with respect to a tensor.
 
     Args:
         scores: the scores, ``(N, K)``.
@@ -89,7 +89,7 @@ def _can_be_batched(scores: torch.Tensor) -> bool:
 
 
 def gradients_by_each(scores: torch.Tensor, leaves: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-    """The gradient of each score with respect to each of several tensors.
+    """Returns the gradient of each score with respect to each of several tensors.
 
     Args:
         scores: the scores, ``(N, K)``.

@@ -1,15 +1,16 @@
-r"""Layer-wise relevance propagation (LRP): the score is handed back from each function to its inputs.
+r"""Layer-wise relevance propagation (LRP): each function distributes its share of the score to its inputs.
 
 The rules are those of Relevance-CAM:
 
-- Linear layers and convolutions use the :math:`\alpha = 1, \beta = 0` rule (:math:`z^+`): an output hands its
-  relevance to its positive contributions :math:`w_{jk} x_j`, in proportion to their size. Biases get none.
-- Sums and average poolings hand it to their inputs in proportion to their contributions.
-- Max pooling hands all of it to the maximum.
+- Linear layers and convolutions use the :math:`\alpha = 1, \beta = 0` rule (:math:`z^+`): an output
+  distributes its relevance to its positive contributions :math:`w_{jk} x_j`, in proportion to their size.
+  Biases get none.
+- Sums and average poolings distribute it to their inputs in proportion to their contributions.
+- Max pooling passes all of it to the maximum.
 - Activation functions that map zero to zero (ReLU, GELU), normalisation by fixed statistics and scaling by a
-  constant hand it on unchanged.
-- Functions that only change the shape keep their gradient, which moves relevance along. So do forks, where
-  the relevances of the branches add up.
+  constant pass it on unchanged.
+- Functions that only move values keep their gradient, which moves relevance in the same way. Where branches
+  start from one tensor, their relevances add up, as gradients do.
 
 References:
     Lee et al., *Relevance-CAM: Your Model Already Knows Where to Look*, CVPR 2021; Bach et al., *On
@@ -50,13 +51,13 @@ class Relevance(Propagation):
         rules |= dict.fromkeys(SCALINGS, self._scale)
         super().__init__(start, rules, self._refuse)
         self._kind = kind
-        # The relevance that each rule loses in a backward pass; None while nobody asks for it.
+        # The relevance that each rule loses in a backward pass; None except while conservation() runs.
         self._losses: list[torch.Tensor] | None = None
 
     def conservation(
         self, outputs: Sequence[torch.Tensor], scores: torch.Tensor, start: torch.Tensor
     ) -> float:
-        """The share of the relevance at the output that arrives at the input; 1 if the rules conserve it.
+        """Returns the share of the output's relevance that arrives at the activation; 1 if it is conserved.
 
         Relevance of both signs could cancel, so this backward pass starts from magnitudes: those of the
         gradient of the scores with respect to the outputs. Relevance that bypasses the layer, through a skip
@@ -83,7 +84,7 @@ class Relevance(Propagation):
         return 1 - lost / total if total else 1.0
 
     def _noting_losses(self, backward: Callable[..., tuple[torch.Tensor, ...]]) -> Callable[..., Any]:
-        """A backward pass that also notes how much relevance it loses, while :meth:`conservation` runs."""
+        """Wraps a backward pass so that it notes the relevance it loses while :meth:`conservation` runs."""
 
         def rule(relevance: torch.Tensor, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
             parts = backward(relevance, *inputs)
@@ -129,7 +130,7 @@ class Relevance(Propagation):
             self._refuse(call)
         if not self.reached(x):
             x, other = other, x
-        if not self.reached(other) and _is_constant(other, x):  # acts as a bias, which gets no relevance
+        if not self.reached(other) and _is_constant(other, x):  # it acts as a bias, which gets no relevance
             return with_backward(lambda x: x + other, lambda relevance: (relevance,), x, keep=False)
 
         def backward(
@@ -163,7 +164,7 @@ class Relevance(Propagation):
 
 
 def _is_constant(value: object, like: torch.Tensor) -> bool:
-    """Whether a value is the same for all images: a number, a parameter, a tensor without a row per image."""
+    """Whether a value is the same for all images: a number, parameter, or tensor without a row per image."""
     if not isinstance(value, torch.Tensor) or isinstance(value, nn.Parameter):
         return True
     return value.ndim < like.ndim or len(value) != len(like)

@@ -22,14 +22,15 @@ Rule = Callable[[Call], Any]
 
 
 class Propagation(FunctionMode):
-    """A context that computes functions by rules, as far as their inputs come from one tensor.
+    """A context in which functions get their backward pass from rules.
 
-    Functions of other tensors, such as those before the layer, run as they are.
+    Rules apply to functions of one tensor, and of the tensors that are computed from it. Functions of other
+    tensors, such as those before the layer, run unchanged.
 
     Args:
         start: the tensor at which the backward pass will end: an activation or the images.
         rules: the rule of each function, by the name of the function. A rule gets the call out of place.
-        other: the rule of all other functions; they run unchanged if it is not given.
+        other: the rule of all other functions of these tensors; they run unchanged if it is not given.
 
     Attributes:
         met: names of the functions that were called on tensors that come from ``start``.
@@ -50,8 +51,8 @@ class Propagation(FunctionMode):
     def __exit__(self, *error: Any) -> None:
         leave: Callable[..., None] = super().__exit__
         leave(*error)
-        # The graph refers to the rules, and a rule may be a method of this object. If this object kept its
-        # tensors, which refer to the graph, that would be a cycle that the garbage collector cannot free.
+        # The graph refers to the rules, and a rule may be a method of this object. Drop the tensors, which
+        # refer to the graph: keeping them would close a cycle that the garbage collector cannot free.
         self._reached, self._rules, self._other = {}, {}, _run_unchanged
 
     def meet(self, call: Call) -> Any:
@@ -98,8 +99,8 @@ def with_backward(
 
     Args:
         forward: the function, called with ``inputs``.
-        backward: the backward pass. It is called with the gradient (or relevance, or multiplier) that arrives
-            at the output and, if ``keep``, with the inputs, and returns one tensor for each input.
+        backward: the backward pass, which returns one tensor for each input. It is called with the gradient
+            (or relevance, or multiplier) that arrives at the output and, if ``keep``, with the inputs.
         inputs: the tensors that the function is differentiated by.
         keep: whether ``backward`` needs the inputs. They are saved until then, so the model must not change
             them in place.
@@ -121,14 +122,14 @@ class _WithBackward(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *arriving: torch.Tensor) -> Any:
-        # The first three arguments of forward are no tensors and have no gradient.
+        # The first three arguments of forward are not tensors and have no gradient.
         return (None, None, None, *ctx.rule(*arriving, *ctx.saved_tensors))
 
 
 def vector_jacobian(
     function: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor, arriving: torch.Tensor
 ) -> torch.Tensor:
-    """The gradient of ``function`` at ``x``, multiplied by the gradient that arrives at its output.
+    """Returns the gradient of ``function`` at ``x``, times the gradient that arrives at its output.
 
     Args:
         function: a differentiable function of one tensor.
@@ -138,7 +139,7 @@ def vector_jacobian(
     Returns:
         The gradient at the input, in the shape of ``x``.
     """
-    # A rule runs in the backward pass, where autograd is switched off.
+    # Rules call this function in the backward pass, where autograd is switched off.
     with torch.enable_grad():
         leaf = x.detach().requires_grad_()
         (gradient,) = torch.autograd.grad(function(leaf), leaf, arriving)

@@ -1,4 +1,4 @@
-"""The files in the folder of a job: their names, their contents, and writing each of them whole."""
+"""The files in the folder of a job: their names and contents, and writing them so that none is incomplete."""
 
 import os
 import uuid
@@ -22,12 +22,12 @@ Arrays = dict[str, np.ndarray[Any, Any]]
 
 
 def shard_name(number: int) -> str:
-    """The file name of a shard."""
+    """Returns the file name of a shard."""
     return f"shard-{number:05d}.npz"
 
 
 def batch_to_arrays(explanation: Explanation, indices: range) -> Arrays:
-    """The arrays that one batch adds to its shard.
+    """Returns the arrays that one batch adds to its shard.
 
     Args:
         explanation: the explanation of the batch.
@@ -65,7 +65,7 @@ def _items(indices: range) -> str:
 
 
 def write_shard(path: Path, batches: Sequence[Arrays]) -> None:
-    """Writes one shard of all its batches."""
+    """Writes one shard from all of its batches."""
     joined: dict[str, Any] = {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}
     write_atomically(path, partial(np.savez, **joined))
 
@@ -86,7 +86,7 @@ def write_heatmaps(folder: Path, explanation: Explanation, indices: range, color
         got = f"heatmaps of {checks.shape_of(explanation.input_size)}"
         raise ValueError(checks.error_message("colormap", "None where inputs are no images", got))
     values = explanation.heatmaps()
-    # Gray needs no table of colours. Its table would round the values once more than the line below.
+    # Gray needs no table of colours, which would round the values once more.
     if colormap != "gray":
         values = colorize(values, colormap).movedim(-3, -1)
     pixels = (values * 255).round().to(torch.uint8).cpu().numpy()
@@ -120,7 +120,7 @@ def write_atomically(path: Path, save: Callable[[IO[bytes]], object]) -> None:
 
 
 def partial_file(path: Path) -> Path:
-    """A new name beside ``path``, for a file that :func:`delete_partial_files` deletes at a later start."""
+    """Returns a new name beside ``path``, for a file that :func:`delete_partial_files` may delete later."""
     return path.with_name(f"{path.name}.{uuid.uuid4().hex}.part")
 
 

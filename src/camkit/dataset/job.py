@@ -47,8 +47,9 @@ def explain_dataset(
 ) -> Path:
     """Explains every item of a data set and writes the maps to a folder.
 
-    A job that was stopped in any way, at any moment, continues where it was when you start it again. It ends
-    with the same files, byte for byte if the data set returns the same items and the method the same maps.
+    A job that was stopped in any way, at any moment, continues with its missing shards when you start it
+    again. It ends with the same files, byte for byte if the data set returns the same items and the method
+    the same maps.
     No file under its final name is ever incomplete. Under ``torchrun``, or in a process group of
     ``torch.distributed``, each process takes its share of the missing shards. The processes may run on
     several machines with one file system, and their number may change between starts.
@@ -61,8 +62,8 @@ def explain_dataset(
     - ``heatmaps/00000000.png``, ... if ``colormap`` is given; for K maps per item ``00000000-0.png`` and so
       on;
     - ``manifest.json``: a description of the job, and the list of shards. A later start must agree with it.
-      It does not know the content of the items, the function ``read``, or settings of methods and views that
-      their ``repr`` does not show. Use another folder when one of these changes.
+      It does not record the content of the items, the function ``read``, or settings of methods and views
+      that their ``repr`` does not show. Use another folder when one of these changes.
 
     Args:
         method: any method, such as ``camkit.GradCAM(model)`` or a :class:`camkit.Smoothed` one.
@@ -87,8 +88,9 @@ def explain_dataset(
         ValueError: for a loader that has another order than the data set, has no batch size or drops the
             last batch; for a folder of another job, or one that the processes do not share; if a batch has
             another number of maps than of items; if the maps of one shard differ in size, or only some have
-            classes; for a ``colormap`` if the inputs are not images; for the reasons of the method itself.
-        TypeError: for a method, a loader or a batch of the wrong type.
+            classes; for a ``colormap`` that is unknown, or if the inputs are not images; for a ``shard_size``
+            below one; for a method with ``differentiable=True``; for the reasons of the method itself.
+        TypeError: for a method, a loader, a batch or another argument of the wrong type.
 
     Example:
         >>> import camkit, tempfile, torch, torchvision
@@ -133,13 +135,13 @@ def explain_dataset(
 
 
 def _batches_of(shard: dict[str, Any], batch_size: int) -> list[range]:
-    """The numbers of the items in each batch of a shard, whose last batch may be smaller."""
+    """Returns the numbers of the items in each batch of a shard; its last batch may be smaller."""
     end = shard["first"] + shard["count"]
     return [range(start, min(start + batch_size, end)) for start in range(shard["first"], end, batch_size)]
 
 
 def _check_method(method: object) -> Method:
-    """``method``, if it is one that can explain a data set.
+    """Returns ``method`` if it can explain a data set.
 
     Raises:
         TypeError: if it is not a method.

@@ -1,4 +1,4 @@
-"""The loader of a job: the loaders that are allowed, and reading their batches."""
+"""The loader of a job: refusing unsuitable loaders, and reading the batches of the others."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -16,7 +16,7 @@ READ = "a function from a batch to (x, target)"
 
 
 def require_sequential(loader: Any) -> None:
-    """Raises unless a loader gives all items of a data set with indices, in order and in batches.
+    """Raises unless a loader returns all items of a data set with indices, in order and in batches.
 
     Only then does the number of a shard determine its items.
 
@@ -41,7 +41,7 @@ def require_sequential(loader: Any) -> None:
     if loader.batch_size is None:
         got = "none" if loader.batch_sampler is None else f"{type(loader.batch_sampler).__name__}"
         refuse(ValueError, "one with a batch_size", got)
-    # A subclass may well have another order.
+    # Test the exact type, since a subclass may use another order.
     if type(loader.sampler) is not SequentialSampler:
         shared = isinstance(loader.sampler, DistributedSampler)
         hint = "processes share the items out by themselves" if shared else part
@@ -53,9 +53,9 @@ def require_sequential(loader: Any) -> None:
 
 
 def loader_with_batches(loader: DataLoader[Any], batches: Sequence[range]) -> DataLoader[Any]:
-    """A loader with the settings of ``loader`` that loads these batches of indices."""
-    # A loader draws a seed for its workers from its generator. It gets one of its own, so that the draw
-    # changes neither torch's global random state nor the caller's generator.
+    """Makes a loader with the settings of ``loader`` that loads these batches of indices."""
+    # A loader draws a seed for its workers from its generator. The new loader gets a generator of its own, so
+    # that the draw changes neither torch's global random state nor the caller's generator.
     generator = torch.Generator()
     if loader.generator is not None:
         generator.set_state(loader.generator.get_state())
@@ -74,7 +74,7 @@ def loader_with_batches(loader: DataLoader[Any], batches: Sequence[range]) -> Da
 
 
 def read_batch(batch: Any, read: Callable[[Any], tuple[Input, Target]] | None) -> tuple[Input, Target]:
-    """The input and the target in a batch of the loader.
+    """Returns the input and the target in a batch of the loader.
 
     Args:
         batch: the batch.
@@ -98,7 +98,7 @@ def read_batch(batch: Any, read: Callable[[Any], tuple[Input, Target]] | None) -
 
 
 def move_to_device(x: Any, device: torch.device) -> Any:
-    """The input ``x`` with all tensors in it on ``device``."""
+    """Moves all tensors in the input ``x`` to ``device``."""
     # The encodings that image processors return are mappings but not dicts.
     nested = dict(x) if isinstance(x, Mapping) else x
     return map_leaves(lambda tensor: tensor.to(device), nested)

@@ -1,4 +1,4 @@
-"""The manifest of a job: a record of all that its files depend on, kept in the folder."""
+"""The manifest of a job: a record of everything that its files depend on, kept in the folder."""
 
 import copy
 import hashlib
@@ -29,7 +29,7 @@ from camkit.methods.smoothing import Smoothed
 def make_manifest(
     method: Any, model: nn.Module, loader: DataLoader[Any], shard_size: int, colormap: str | None
 ) -> dict[str, Any]:
-    """The manifest: all that the files depend on, as far as it can be known.
+    """Makes the manifest: everything that the files depend on, as far as it can be known.
 
     It is the same at every start of a job and in each of its processes, and can be written as JSON.
 
@@ -58,10 +58,10 @@ def make_manifest(
 
 
 def _describe(method: Any) -> str:
-    """A method's ``repr``, without parts that differ between processes or do not affect the maps."""
+    """Returns a method's ``repr`` without parts that differ between processes or do not affect the maps."""
     if isinstance(method, Smoothed):
         return f"Smoothed({_describe(method.method)}, {_without_addresses(method.views)})"
-    # A progress bar does not affect the maps: a job may go on with another one.
+    # A progress bar does not affect the maps, so a job may continue with another one.
     if getattr(method, "progress", None) is not None:
         method = copy.copy(method)
         method.progress = None
@@ -69,12 +69,12 @@ def _describe(method: Any) -> str:
 
 
 def _without_addresses(value: object) -> str:
-    """The ``repr`` of a value, without the addresses of objects, which change at every start."""
+    """Returns the ``repr`` of a value without the addresses of objects, which change at every start."""
     return re.sub(r" at 0x[0-9a-fA-F]+", "", repr(value))
 
 
 def _hash_weights(model: nn.Module) -> str:
-    """The SHA-256 of a model's parameters and buffers, of any type and on any device, in hexadecimal."""
+    """Returns the SHA-256 of a model's parameters and buffers, of any type and device, in hexadecimal."""
     digest = hashlib.sha256()
     # state_dict leaves out the buffers that are not persistent. Quantized layers put their weights into it
     # as tuples.
@@ -86,7 +86,7 @@ def _hash_weights(model: nn.Module) -> str:
                 numbers = numbers.dequantize()
             if numbers.layout != torch.strided:
                 numbers = numbers.to_dense()
-            # Only a plain tensor can be read as bytes: not one that is conjugate or negative by a flag.
+            # A tensor that is conjugate or negative by a flag cannot be read as bytes.
             numbers = numbers.resolve_conj().resolve_neg().contiguous().flatten()
             digest.update(numbers.view(torch.uint8).numpy().data)
     return digest.hexdigest()

@@ -33,7 +33,7 @@ def process_group() -> Iterator["distributed.ProcessGroup | None"]:
     if not distributed.is_available():
         yield None
         return
-    # If the caller has initialised torch.distributed, only a group is added to it.
+    # If the caller has initialised torch.distributed already, only add a group to it.
     initialise = not distributed.is_initialized()
     if initialise and int(os.environ.get("WORLD_SIZE", "1")) > 1:  # torchrun sets WORLD_SIZE
         from torch.distributed.rendezvous import rendezvous
@@ -54,7 +54,7 @@ def process_group() -> Iterator["distributed.ProcessGroup | None"]:
 
 
 def _agree_on_new_store(store: Any, rank: int, world: int) -> Any:
-    """A part of ``store`` under a prefix that no earlier call has used, the same for all ranks.
+    """Returns a part of ``store`` under a prefix that no earlier call has used, the same for all ranks.
 
     torchrun keeps one store for all starts of a job. An entry that an earlier call or a killed rank left
     there would be read as a new message. Therefore each rank makes up a name and asks for the prefix under
@@ -87,8 +87,7 @@ def agree_on_shards(
     """Prepares the folder in the first rank; returns the numbers of the missing shards in every rank.
 
     Raises:
-        ValueError: if the processes have other methods, loaders or folders; if the folder belongs to another
-            job.
+        ValueError: if the processes differ in method, loader or folder; if the folder belongs to another job.
         Exception: whatever the first rank raises when it prepares the folder, in every rank.
     """
     if group is None:
@@ -104,7 +103,7 @@ def agree_on_shards(
             answer = [(prepare_folder(folder, manifest), marker.name)]
             marker.touch()
         except Exception as error:
-            # Send the error: the other ranks would wait for ever for an answer.
+            # Send the error to the other ranks, which would otherwise wait for an answer for ever.
             answer = [error]
     distributed.broadcast_object_list(answer, 0, group)
     if isinstance(answer[0], Exception):

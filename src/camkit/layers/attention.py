@@ -13,9 +13,9 @@ from camkit.layers.trace import Operation, Trace
 
 
 def attention_blocks(dry: DryRun) -> list[Location]:
-    """The blocks of a transformer in order; an empty list if there are none.
+    """Returns the blocks of a transformer in order; an empty list if there are none.
 
-    A block is the outermost module with one attention and no other, if it outputs tokens that form a grid.
+    A block is the outermost module with exactly one attention inside, if it outputs tokens that form a grid.
     """
     trace = dry.trace
     paths = [o.module.split(".") for o in trace.operations if _is_attention(trace, o)]
@@ -33,7 +33,7 @@ def attention_blocks(dry: DryRun) -> list[Location]:
 
 
 def _is_attention(trace: Trace, operation: Operation) -> bool:
-    """Whether it is one of torch's attention functions, or the product of a softmax with the values."""
+    """Whether an operation is one of torch's attention functions, or the product of a softmax and values."""
     if operation.name in ATTENTION:
         return True
     if operation.name not in PRODUCTS:
@@ -50,10 +50,10 @@ def _is_attention(trace: Trace, operation: Operation) -> bool:
 
 
 def attentions_inside(place: Location) -> list[Operation]:
-    """The attentions that follow a layer within a module around it.
+    """Returns the attentions that follow a layer within a module around it.
 
-    The layer ``attn.qkv``, which projects tokens to queries, keys and values, is followed by the attention
-    that ``attn`` computes from them.
+    For example, the layer ``attn.qkv``, which projects tokens to queries, keys and values, is followed by the
+    attention that ``attn`` computes from them.
     """
     trace = place.dry.trace
     around = (o for o in place.after if o.module and f"{place.name}.".startswith(f"{o.module}."))
@@ -61,7 +61,7 @@ def attentions_inside(place: Location) -> list[Operation]:
 
 
 def attentions_above(place: Location) -> list[Operation]:
-    """The attentions that a layer's output was made by, the last one first."""
+    """Returns the attentions that a layer's output was made by, the last one first."""
     trace = place.dry.trace
     above = set(trace.ancestors(place.value))
     attentions = (o for o in reversed(trace.operations) if _is_attention(trace, o))
@@ -81,7 +81,7 @@ def reads_only_beside_grid(place: Location) -> bool:
         return True
     first, *rest = place.after
     value, shape = first.inputs[0], trace.shapes[first.inputs[0]]
-    # A function that is no pick reads all tokens.
+    # A function that does not pick tokens reads all of them.
     if first.name not in PICKS or any(
         value in operation.inputs and operation.name not in PICKS for operation in rest
     ):
@@ -92,18 +92,18 @@ def reads_only_beside_grid(place: Location) -> bool:
     try:
         parts = [zip(o.outputs, apply_to_numbers(o, {value: numbers}, trace), strict=True) for o in picks]
         read = torch.cat([t.flatten() for pairs in parts for output, t in pairs if output in used])
-    except Exception:  # the pick's own index was computed in the pass and is not known here
+    except Exception:  # the index of the pick was computed in the pass and is not known here
         return False
     return not ((read >= layout.prefix) & (read < layout.prefix + math.prod(layout.grid))).any()
 
 
 def input_layer_of(dry: DryRun, attention: Operation) -> Location | None:
-    """The last layer that queries, keys and values of an attention are all made from.
+    """Returns the last layer from which queries, keys and values of an attention are all made.
 
     Layers within the module that attends, such as the projections, do not count.
 
     Returns:
-        ``None`` if there is no such layer with a spatial output.
+        The location of the layer; ``None`` if there is no such layer with a spatial output.
     """
     trace = dry.trace
     sources = [set(trace.ancestors(v)) for v in attention.inputs if v in trace.from_input]

@@ -1,4 +1,4 @@
-"""A dry run at two input sizes, which shows the values that are spatial and how to read them.
+"""A dry run at two input sizes, which shows which values are spatial and how to read them.
 
 One dry run (see :mod:`camkit.layers.trace`) gives the shape of every value, but a shape such as
 ``(2, 7, 7, 7)`` does not show which of its dimensions are spatial. A :class:`DryRun` therefore runs the
@@ -13,8 +13,8 @@ linear layer in a block of ConvNeXt     (2, 7, 7, 3072)   (2, 13, 9, 3072)    ch
 output of ResNet-18's global pooling    (2, 512, 1, 1)    (2, 512, 1, 1)      not spatial
 ======================================  ================  ==================  ==============
 
-Some values cannot be compared, because the model accepts one input size only or performs other operations at
-another size. Such a value is read by the proportions of the input or by the operation that made it.
+Some values cannot be compared, because the model accepts one input size only, or performs other operations at
+the larger size. Such a value is read by the proportions of the input, or else by the operation that made it.
 """
 
 import math
@@ -31,7 +31,7 @@ from camkit.layers.tokens import layout_of_tokens
 from camkit.layers.trace import Trace, record
 from camkit.model.inputs import Inputs, UnfitError
 
-# Positions by which each side of the larger run's input is longer: (time, height, width). Height and width
+# The larger run's input is longer by this many frames and pixels: (time, height, width). Height and width
 # grow by different lengths, so that they cannot be mistaken for one another.
 _ENLARGEMENT = (8, 192, 64)
 
@@ -46,9 +46,9 @@ class DryRun:
         device: where the runs were made: ``"meta"``, or ``None`` for the model's own device.
         larger: the run at the larger size; ``None`` for a model that accepts one input size only, and for one
             that itself resizes its input to a fixed size.
-        identical_values: how many values, counted from the first, both runs made by the same operations. A
-            smaller number stands for the same value in both runs. Some values are beyond it if the model does
-            different things at different sizes (Swin crops its padding at some sizes only).
+        identical_values: the number of values, counted from the first, that both runs made by the same
+            operations. Any smaller value number means the same value in both runs. Larger numbers exist if
+            the model does different things at different sizes (Swin crops its padding at some sizes only).
     """
 
     kind: str
@@ -71,11 +71,11 @@ class DryRun:
         Args:
             model: any module.
             input_shape: shape of the images with their batch, ``(N, C, *size)``.
-            inputs: the call that the other inputs of the model are taken from; the model gets the images
-                alone if not given.
-            names: the layers that the caller is interested in, if they are known. A run on shapes may break
-                off once all of them have run; if none is given, once every module with parameters has run.
-                Detectors need this, because they end in a choice of boxes by numbers.
+            inputs: the call from which every input except the images is taken; if not given, the images are
+                the only input.
+            names: the layers that the caller is interested in; by default every module with parameters. If a
+                run on shapes raises, its record is used if all of these layers have run before. Detectors
+                need this, because they select boxes by numbers.
 
         Raises:
             ValueError: if the model cannot take such an input.
@@ -95,7 +95,7 @@ class DryRun:
         except UnfitError:
             raise
         except Exception:
-            # The model may need numbers, to branch on a value for example. Run it with its own.
+            # The model may need numbers, for example to branch on a value. Run it with its own.
             try:
                 device = None
                 trace = record(model, shape, device, inputs)
@@ -116,7 +116,7 @@ class DryRun:
         return cls(kind, trace, device, larger if grows else None, identical if grows else 0)
 
     def layout(self, value: int) -> Layout | None:
-        """The layout by which ``value`` reads as ``(N, C, *spatial)``; ``None`` if it is not spatial.
+        """Returns the layout that reads ``value`` as ``(N, C, *spatial)``; ``None`` if it is not spatial.
 
         Raises:
             ValueError: if it can be read in two ways.
@@ -129,13 +129,13 @@ class DryRun:
         shape, input_shape = self.trace.shapes[value], self.trace.input_shape
         other = self.larger_run_with(value)
         larger = other.shapes[value] if other else None
-        # Three dimensions for a picture of four: only tokens (N, L, C) can be spatial.
+        # The input has at least four dimensions. A value of three can only be spatial as tokens (N, L, C).
         if len(shape) == 3 and len(input_shape) > 3:
             tokens = layout_of_tokens(self.trace, value, other)
             if other is None or tokens is None:
                 return tokens
             # Both runs must agree on the tokens outside the grid, and there must be more tokens in the larger
-            # run. Otherwise a fixed number of learnt queries could pass for a grid.
+            # run. Otherwise a fixed number of learnt queries could be mistaken for a grid.
             again = layout_of_tokens(other, value, self.trace)
             same = again is not None and (again.prefix, again.suffix) == (tokens.prefix, tokens.suffix)
             return tokens if same and larger is not None and larger[1] != shape[1] else None
@@ -161,7 +161,7 @@ class DryRun:
             return False
         try:
             return self.layout(value) is not None
-        except ValueError:  # it reads in two ways, and is spatial in both
+        except ValueError:  # it can be read in two ways, and is spatial in both
             return True
 
     def grows(self, value: int) -> bool:
@@ -173,15 +173,15 @@ class DryRun:
         return len(shape) > 2 and other is not None and shape != other.shapes[value]
 
     def larger_run_with(self, value: int) -> Trace | None:
-        """The larger run, if ``value`` has the same meaning in it; otherwise ``None``."""
+        """Returns the larger run if ``value`` means the same in it, and ``None`` otherwise."""
         return self.larger if value < self.identical_values else None
 
 
 @contextmanager
 def explaining_errors(model: nn.Module, inputs: Inputs) -> Iterator[None]:
-    """A context that explains an error of the model's forward pass by the input, if that is to blame.
+    """A context that replaces an error of the model's forward pass by a clear one if the input caused it.
 
-    It is for methods without a dry run of their own; one is made only after an error.
+    It is for methods that make no dry run of their own. This context makes one, but only after an error.
 
     Args:
         model: the model that runs within the context.
@@ -200,7 +200,7 @@ def explaining_errors(model: nn.Module, inputs: Inputs) -> Iterator[None]:
 
 
 def _count_identical_values(one: Trace, other: Trace) -> int:
-    """How many values, from the first on, two runs made by the same operations from the same values."""
+    """Counts the first values that two runs made by the same operations from the same values."""
     for a, b in zip(one.operations, other.operations, strict=False):
         if (a.name, a.inputs, a.outputs) != (b.name, b.inputs, b.outputs):
             return min(*a.outputs, *b.outputs)
@@ -208,12 +208,12 @@ def _count_identical_values(one: Trace, other: Trace) -> int:
 
 
 def _layout_by_operation(trace: Trace, value: int) -> Layout | None:
-    """Channels first, if ``value`` was made by a function that requires it, such as a convolution.
+    """Returns channels first if ``value`` was made by a function that requires it, such as a convolution.
 
     The search walks back through functions that keep the order of the dimensions, such as ReLU and sums.
 
     Returns:
-        ``None`` if no such function is found, or if there is only one position.
+        The layout; ``None`` if no such function is found, or if there is only one position.
     """
     shape = trace.shapes[value]
     queue, seen = [value], set[int]()
@@ -247,7 +247,7 @@ def _is_attention_weights(trace: Trace, value: int) -> bool:
 
 
 def _unfit_message(model: nn.Module, shape: tuple[int, ...], error: Exception, inputs: Inputs | None) -> str:
-    """The message for an input that the model cannot take, with a size that it could take if one is found."""
+    """Returns the message for an input that the model cannot take, with a size that fits if one is found."""
 
     def can_run(shape: Sequence[int]) -> bool:
         try:

@@ -1,4 +1,4 @@
-"""Heads that are linear in the pooled activation, read off a dry run."""
+"""Heads that are linear in the pooled activation, as the record of a dry run shows them."""
 
 import math
 from collections.abc import Mapping
@@ -39,7 +39,7 @@ class Head:
     def weights_and_bias(
         self, model: nn.Module, pooled: torch.Tensor, target: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        r"""The weights and biases by which the logits of some classes are linear in the pooled activation.
+        r"""Returns the weights and biases that make the logits of some classes from the pooled activation.
 
         The logit of class c is :math:`\sum_k w_k p_k + b` for pooled channels p. A layer normalisation with
         :math:`\gamma, \beta` leaves it linear for each image: :math:`w_k` becomes
@@ -90,10 +90,10 @@ class LocationWithHead(Location):
 
 
 def read_head(location: Location) -> Head:
-    """The head that follows a location.
+    """Returns the head that follows a location.
 
-    It goes through the recorded operations after the location and allows one global pooling, one layer
-    normalisation and one linear layer, in this order, and reshapes anywhere.
+    The recorded operations after the location may be one global pooling, one layer normalisation and one
+    linear layer, in this order, and reshapes anywhere.
 
     Args:
         location: the layer before the pooling.
@@ -103,7 +103,7 @@ def read_head(location: Location) -> Head:
             layer is missing.
     """
     trace = location.dry.trace
-    # Numbers of entries tell apart a global pooling, which leaves one per channel, from a local one.
+    # A global pooling leaves one entry per channel, a local one more. So compare the numbers of entries.
     pooled = trace.input_shape[0] * location.channels
     grid = pooled * math.prod(location.size)
     poolings: set[str] = set()
@@ -128,7 +128,7 @@ def read_head(location: Location) -> Head:
             head = replace(head, norm=_parameters(trace, operation, start=2), eps=eps)
         elif is_vector and head.weight is None and (name == "linear" or _is_pointwise(trace, operation)):
             parameters = _parameters(trace, operation, start=1)
-            # The weight of a parametrized layer is computed, and so is no parameter of the trace.
+            # The weight of a parametrized layer is computed, so it is not among the trace's parameters.
             weight = parameters.get("weight", f"{operation.module}.weight")
             head = replace(head, weight=weight, bias=parameters.get("bias"))
         else:
@@ -142,7 +142,7 @@ def read_head(location: Location) -> Head:
 
 
 def _parameters(trace: Trace, operation: Operation, start: int) -> dict[str, str]:
-    """The dotted names of an operation's ``"weight"`` and ``"bias"``, as far as they are parameters.
+    """Returns the dotted names of an operation's ``"weight"`` and ``"bias"``, if they are parameters.
 
     ``start`` is the position of the weight among the arguments; the bias follows it.
     """
@@ -154,7 +154,7 @@ def _parameters(trace: Trace, operation: Operation, start: int) -> dict[str, str
 
 
 def _is_pointwise(trace: Trace, operation: Operation) -> bool:
-    """Whether it is a 1 x 1 convolution in one group, which acts as a linear layer at each position."""
+    """Whether an operation is a 1 x 1 convolution in one group, a linear layer at each position."""
     if operation.name not in CONVOLUTIONS:
         return False
     shapes = [trace.shapes[v] for v in operation.inputs]
@@ -162,7 +162,7 @@ def _is_pointwise(trace: Trace, operation: Operation) -> bool:
 
 
 def _blocked_message(location: Location, operation: Operation) -> str:
-    """The message that names the operation for which a head is not linear in the pooled activation."""
+    """Returns the message about an operation that makes a head not linear in the pooled activation."""
     where = f" in {operation.module!r}" if operation.module else ""
     return checks.error_message(
         "model",

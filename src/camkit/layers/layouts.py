@@ -15,7 +15,7 @@ from camkit._tools.checks import error_message, lengths, one_of, shape_of
 
 @dataclass(frozen=True)
 class Layout:
-    """How the output of a layer reads as an activation ``(N, C, *spatial)``.
+    """Describes how to read the output of a layer as an activation ``(N, C, *spatial)``.
 
     The dry run usually finds the layout by itself. Where it cannot, pass one to a method as ``layout=``, or
     pass ``"channels_first"`` or ``"channels_last"`` for one of the two layouts without tokens.
@@ -55,21 +55,21 @@ class Layout:
             raise ValueError(error_message("prefix, suffix", "numbers of tokens beside a grid", outside))
 
     def __str__(self) -> str:
-        """``channels first``, ``channels last``, or the grid and the number of tokens outside it."""
+        """Returns ``channels first``, ``channels last``, or the grid and the number of tokens outside it."""
         if self.grid is None:
             return "channels first" if self.channel_dim == 1 else "channels last"
         outside = [f"{n} {where}" for n, where in ((self.prefix, "before"), (self.suffix, "after")) if n]
         return ", ".join([f"tokens {shape_of(self.grid)}", *outside])
 
     def size(self, shape: Sequence[int]) -> tuple[int, ...]:
-        """The spatial size of an output with this shape, batch included."""
+        """Returns the spatial size of an output of the given shape, which includes the batch."""
         if self.grid is not None:
             return self.grid
         channels = self.channel_dim % len(shape)
         return tuple(n for d, n in enumerate(shape) if d not in (0, channels))
 
     def channels_first(self, activation: torch.Tensor) -> torch.Tensor:
-        """The output of the layer as ``(N, C, *spatial)``, without the tokens outside the grid.
+        """Returns an output of the layer as ``(N, C, *spatial)``, without the tokens outside the grid.
 
         Args:
             activation: an output of the layer, in this layout.
@@ -92,7 +92,7 @@ class Layout:
         return grid.reshape(grid.shape[0], *self.grid, -1).movedim(-1, 1)
 
     def restore(self, activation: torch.Tensor, original: torch.Tensor) -> torch.Tensor:
-        """The inverse of :meth:`channels_first`: an activation in the layout of the layer, differentiable.
+        """Returns an activation in the layout of the layer: the inverse of :meth:`channels_first`.
 
         Args:
             activation: shape ``(M * N, C, *spatial)``.
@@ -100,7 +100,7 @@ class Layout:
                 times over.
 
         Returns:
-            The activation in this layout, with M * N rows.
+            The activation in this layout, with M * N rows, differentiable.
         """
         if self.grid is None:
             return activation.movedim(1, self.channel_dim)
@@ -116,7 +116,7 @@ NAMED = {"channels_first": Layout(1), "channels_last": Layout(-1)}
 
 
 def as_layout(layout: object) -> Layout:
-    """The layout that the user gave by name or as a :class:`Layout`.
+    """Returns the layout that the user gave by name or as a :class:`Layout`.
 
     Raises:
         ValueError: if there is no layout of that name.
@@ -136,10 +136,10 @@ def infer_layout(
     input_shape: Sequence[int],
     larger: Sequence[int] | None = None,
 ) -> Layout | None:
-    """The layout of an output with as many dimensions as the input; ``None`` if it is not spatial.
+    """Returns the layout of an output with as many dimensions as the input; ``None`` if it is not spatial.
 
-    With ``larger`` the dimensions that differ are the spatial ones. Without it, or if none differs, the
-    spatial dimensions are those with the proportions of the input.
+    If ``larger`` is given, the dimensions that differ between the two shapes are the spatial ones. If it is
+    not given, or if no dimension differs, the spatial dimensions are those with the proportions of the input.
 
     Args:
         shape: shape of the output.
@@ -179,7 +179,7 @@ def infer_layout(
 
 
 def _proportional(spatial: tuple[int, ...], size: tuple[int, ...]) -> bool:
-    """Whether a single stride leads from the input's size to this size on every side.
+    """Whether one stride, the same on every side, leads from the input's size to this size.
 
     A side may be one position shorter or longer than the stride says, because layers round up or down. Of
     three sides the first is time, which has a stride of its own.
@@ -188,7 +188,7 @@ def _proportional(spatial: tuple[int, ...], size: tuple[int, ...]) -> bool:
         return spatial[0] <= size[0] and _proportional(spatial[1:], size[1:])
     if len(set(size)) == 1:  # a square input gives a square map, whatever the stride
         return len(set(spatial)) == 1
-    # Each side allows an interval of strides. Some stride fits all sides if the intervals overlap.
+    # Each side allows an interval of strides. If the intervals overlap, one stride fits all sides.
     lower = max(s / (n + 1) for n, s in zip(spatial, size, strict=True))
     upper = min(s / max(n - 1, 0.5) for n, s in zip(spatial, size, strict=True))
     return lower <= upper and max(spatial) <= max(size)

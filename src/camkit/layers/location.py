@@ -113,7 +113,7 @@ def list_layers(model: nn.Module, input_shape: Sequence[int] = (3, 224, 224)) ->
 
 
 def locate(dry: DryRun, name: str, layout: Layout | None = None) -> Location:
-    """The location of the layer with this name.
+    """Returns the location of the layer with this name.
 
     Args:
         dry: the dry run.
@@ -140,7 +140,7 @@ def _make_location(
     activations: tuple[Operation, ...] = (),
     layout: Layout | None = None,
 ) -> Location:
-    """The location of a layer whose output is ``value``; it raises the errors of :func:`locate`."""
+    """Returns the location of a layer whose output is ``value``; raises the errors of :func:`locate`."""
     trace = dry.trace
     shape = trace.shapes[value]
     if layout is not None:
@@ -188,12 +188,12 @@ def _require_fit(layout: Layout, name: str, shape: tuple[int, ...], dims: int) -
 
 
 def nearest_location(dry: DryRun, value: int) -> Location:
-    """The location of the layer that outputs ``value``, or of the nearest layer before it.
+    """Returns the location of the layer that outputs ``value``, or of the nearest layer before it.
 
-    Some values are the output of no module, such as the result of DenseNet's last ReLU. From these the search
-    walks back to a layer through activation functions, poolings, reshapes, resizes and indexing. The
-    activation functions on the way become :attr:`Location.activations`; the other functions are left to
-    :attr:`Location.after`.
+    Some values are not the output of any module, such as the result of DenseNet's last ReLU. From such a
+    value the search walks back to a layer through activation functions, poolings, reshapes, resizes and
+    indexing. The activation functions on the way become :attr:`Location.activations`; the other functions are
+    left to :attr:`Location.after`.
 
     Args:
         dry: the dry run.
@@ -207,7 +207,7 @@ def nearest_location(dry: DryRun, value: int) -> Location:
     activations: list[Operation] = []
     while True:
         name = trace.layer_of(value)
-        # The output of a layer that runs twice cannot be taken, so the search goes on past such a layer.
+        # No map can be made at a layer that runs twice, so the search continues past such a layer.
         if name is not None and is_only_output_of_a_layer(dry, value):
             return _make_location(dry, name, value, tuple(reversed(activations)))
         operation = trace.producer(value)
@@ -240,6 +240,6 @@ def is_only_output_of_a_layer(dry: DryRun, value: int) -> bool:
 def _can_be_walked_through(operation: Operation) -> bool:
     """Whether :func:`nearest_location` may go on to the input of an operation."""
     if operation.name in ACTIVATIONS:
-        # camkit applies the function again on its own, where a weight such as PReLU's would be missing.
+        # camkit applies the function again by itself, and would not have a weight such as PReLU's.
         return len(operation.inputs) == 1
     return operation.name in POOLINGS | RESHAPES | RESIZES | {"getitem"}

@@ -1,9 +1,9 @@
-"""The layer at which a map is made if the user names none.
+"""Finding the layer at which a map is made if the user names none.
 
 Every search walks back from the model's output through the recorded operations of a dry run, and stops on
 each path at the first value that is spatial (see :mod:`camkit.layers.dryrun`). In ResNet it passes the logits
-and the pooled activation and stops at the output of ``layer4``. The searches differ in whether this last
-spatial layer serves their users:
+and the pooled activation and stops at the output of ``layer4``. This last spatial layer does not suit every
+method, so there are four searches:
 
 - :func:`find_before_pooling`, for :class:`camkit.CAM`, always returns it.
 - :func:`find_features`, for :func:`camkit.attach_gap_head`, returns it unless it outputs class maps. Then it
@@ -34,7 +34,7 @@ from camkit.layers.trace import Trace
 
 
 def find_before_pooling(dry: DryRun) -> Location:
-    """The last spatial layer: the one that the model pools, flattens or picks a token from.
+    """Returns the last spatial layer: the one that the model pools, flattens or picks a token from.
 
     :class:`camkit.CAM` uses it, because its map is exact for the very activation that is pooled. SqueezeNet
     pools a map for each class, for example, and CAM returns these maps.
@@ -46,12 +46,12 @@ def find_before_pooling(dry: DryRun) -> Location:
 
 
 def _last_spatial(dry: DryRun) -> int:
-    """The last spatial value of the model."""
+    """Returns the last spatial value of the model."""
     found = _nearest_to_output(dry, dry.is_spatial)
     if found:
         return _last_shared(dry, found)
-    # A value may grow with the input without one row per image. It is returned because the error that
-    # nearest_location raises for it tells the user more than the one below.
+    # A value that grows with the input may not have one row per image. Return it nevertheless: the error that
+    # nearest_location then raises helps the user more than the one below.
     found = _nearest_to_output(dry, dry.grows)
     if not found:
         got = f"{dry.kind}, where nothing is spatial at input {checks.shape_of(dry.trace.input_shape[1:])}"
@@ -60,7 +60,7 @@ def _last_spatial(dry: DryRun) -> int:
 
 
 def _nearest_to_output(dry: DryRun, wanted: Callable[[int], bool]) -> list[int]:
-    """The wanted values that are met first on each path back from the output, the input itself excluded."""
+    """Returns the first wanted value on each path back from the output, the input itself excluded."""
     trace = dry.trace
     found, seen, queue = [], set[int](), [trace.output]
     while queue:
@@ -76,7 +76,7 @@ def _nearest_to_output(dry: DryRun, wanted: Callable[[int], bool]) -> list[int]:
 
 
 def _is_transformed_input(trace: Trace, value: int) -> bool:
-    """Whether a value is the input itself, only scaled, padded or cropped: no parameter had a part in it."""
+    """Whether a value is only the input, scaled, padded or cropped: it was made without any parameter."""
     above = set(trace.ancestors(value))
     if trace.input not in above or not above.isdisjoint(trace.parameters):
         return False
@@ -86,11 +86,11 @@ def _is_transformed_input(trace: Trace, value: int) -> bool:
 
 
 def _last_shared(dry: DryRun, spatial: Sequence[int]) -> int:
-    """The last of several spatial values.
+    """Returns the last of several spatial values.
 
     A detector, whose output does not have one row per image, is an exception. It has heads at several
-    resolutions side by side, and the last of these values would belong to one head only. There it is the last
-    spatial value that all heads are computed from, which is the end of the backbone.
+    resolutions side by side, and the last of these values would belong to one head only. For a detector, the
+    result is the last spatial value that all heads are computed from, which is the end of the backbone.
     """
     trace = dry.trace
     made_of = {value: set(trace.ancestors(value)) for value in spatial}
@@ -104,7 +104,7 @@ def _last_shared(dry: DryRun, spatial: Sequence[int]) -> int:
 
 
 def _spatial_size(dry: DryRun, value: int) -> tuple[int, ...]:
-    """The spatial size of a value, read as channels first if its layout is ambiguous."""
+    """Returns the spatial size of a value, read as channels first if its layout is ambiguous."""
     shape = dry.trace.shapes[value]
     try:
         layout = dry.layout(value)
@@ -114,12 +114,12 @@ def _spatial_size(dry: DryRun, value: int) -> tuple[int, ...]:
 
 
 def find_features(dry: DryRun) -> Location:
-    """The last spatial layer that outputs features rather than class maps.
+    """Returns the last spatial layer that outputs features rather than class maps.
 
     :func:`camkit.attach_gap_head` uses it, because a new head needs features. It is the layer of
     :func:`find_before_pooling`, except where that layer already outputs a map for each class, which the model
-    only pools or resizes (SqueezeNet, segmentation). There it is the layer whose output the convolution to
-    these class maps takes.
+    only pools or resizes (SqueezeNet, segmentation). Then it is the layer whose output is the input of the
+    convolution that makes these class maps.
 
     Raises:
         ValueError: if the model has no spatial layer, or if no module outputs the value that was found.
@@ -128,12 +128,12 @@ def find_features(dry: DryRun) -> Location:
 
 
 def _last_features(dry: DryRun, value: int) -> int:
-    """The input of the convolution that made ``value``, if ``value`` is class maps; else ``value`` itself."""
+    """Returns the input of the convolution that made ``value`` if it is class maps, else ``value``."""
     trace = dry.trace
     after = {o.name for o in trace.between(value, trace.output)}
     if not after <= POOLINGS | RESHAPES | ACTIVATIONS | RESIZES:
         return value  # a linear layer or the like follows, so these are features
-    # Walk back to the convolution, as far as functions that keep a map for each class allow.
+    # Walk back to the convolution through functions that keep one map for each class.
     operation = trace.producer(value)
     passed = set[str]()
     while operation is not None and operation.name in ACTIVATIONS | RESIZES | SUMS:
@@ -153,18 +153,18 @@ def _last_features(dry: DryRun, value: int) -> int:
 
 
 def find_for_gradient(dry: DryRun) -> Location:
-    """The last spatial layer at which the score has a gradient at every position.
+    """Returns the last spatial layer at which the score has a gradient at every position.
 
     Grad-CAM and all methods without a search of their own use it. It is the layer of :func:`find_features`,
     except in three cases:
 
-    - If no module outputs that value, or if it has a single position, it is the last layer before it that all
-      paths from the input pass through.
-    - If the layer is a part of an attention, such as its projection to keys, it is the layer whose output
-      that attention takes.
+    - If no module outputs that value, or if it has a single position, it is the last layer before it with two
+      positions or more that all paths from the input pass through.
+    - If the layer is a part of an attention, such as its projection to keys, it is the layer whose output is
+      the input of that attention.
     - If the model reads the class token only and no attention follows the layer, it is the layer whose output
-      the last attention takes. After that attention the other tokens no longer reach the output, so their
-      gradient is zero.
+      is the input of the last attention. After that attention the other tokens no longer reach the output, so
+      their gradient is zero.
 
     Raises:
         ValueError: if the model has no such layer.
@@ -193,7 +193,7 @@ def find_for_gradient(dry: DryRun) -> Location:
 
 
 def _bottleneck_layers(dry: DryRun, last: int) -> Iterator[Location]:
-    """The layers with two positions or more that all paths to ``last`` pass through, the last layer first."""
+    """Yields the layers with two positions or more on all paths to ``last``, the last layer first."""
     for value in dry.trace.bottlenecks(last):
         if dry.is_spatial(value) and is_only_output_of_a_layer(dry, value):
             place = nearest_location(dry, value)
@@ -202,11 +202,11 @@ def _bottleneck_layers(dry: DryRun, last: int) -> Iterator[Location]:
 
 
 def find_stages(dry: DryRun) -> list[Location]:
-    """The last layer of each resolution, in order; it ends with the layer of :func:`find_for_gradient`.
+    """Returns the last layer of each resolution, in order; the last is that of :func:`find_for_gradient`.
 
-    :class:`camkit.PolyCAM` uses it to refine a coarse map by finer ones. Of nested modules the outermost is
-    taken, a whole stage rather than its last ReLU. Poolings are left out, and so is a resolution of only one
-    layer, such as that of a first convolution with a stride.
+    :class:`camkit.PolyCAM` uses them to refine a coarse map by finer ones. The outermost of nested modules is
+    taken: a whole stage rather than its last ReLU. Poolings are left out, and so are resolutions with only
+    one layer, such as that of a first convolution with a stride.
 
     Raises:
         ValueError: if the model has no spatial layer.
@@ -223,8 +223,8 @@ def find_stages(dry: DryRun) -> list[Location]:
         except ValueError:  # no map can be made at this layer
             continue
         stages.setdefault(place.size, []).append(place)
-    # At the last resolution it is the layer for the gradient, even if others of that size precede it.
+    # The last resolution is represented by the layer for the gradient, whatever other layers have its size.
     stages.pop(last.size, None)
     several = [stage for stage in stages.values() if len(stage) > 1]
-    # The fewest dots in the name mark the outermost module; among equals the last one wins.
+    # The outermost module has the fewest dots in its name. Among several of these, take the last one.
     return [*(min(reversed(stage), key=lambda place: place.name.count(".")) for stage in several), last]

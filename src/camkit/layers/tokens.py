@@ -19,8 +19,8 @@ from camkit.functions import JOINS, MOVES
 from camkit.layers.layouts import Layout, infer_layout
 from camkit.layers.trace import Operation, Trace, ValueRef
 
-# The most class and register tokens that are assumed beside the grid where the record shows no operation that
-# joined them to it. No published model has more.
+# If the record shows no operation that joined other tokens to the grid, up to this many are assumed to be
+# class and register tokens. Published models have far fewer, such as 5 in DINOv2 with registers.
 _MOST_TOKENS = 16
 
 
@@ -48,7 +48,7 @@ def apply_to_numbers(
 
 
 def track_positions(trace: Trace, start: int, numbers: torch.Tensor, end: int) -> torch.Tensor | None:
-    """Follows the numbers of positions through the recorded operations from one value to another.
+    """Follows numbered positions through the recorded operations from one value to another.
 
     Operations that only move entries are applied to the numbers. Any other operation is assumed to leave each
     position in its place, if its result has as many positions. This holds for an operation that works on each
@@ -61,7 +61,7 @@ def track_positions(trace: Trace, start: int, numbers: torch.Tensor, end: int) -
         end: the value to follow them to.
 
     Returns:
-        For each entry of ``end`` the number of the position that it comes from, -1 where it comes from
+        For each entry of ``end`` the number of the position that it comes from, or -1 if it comes from
         elsewhere; ``None`` if the numbers cannot be followed.
     """
     known = {start: numbers}
@@ -84,7 +84,7 @@ def track_positions(trace: Trace, start: int, numbers: torch.Tensor, end: int) -
 
 
 def _with_other_channels(numbers: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor | None:
-    """Numbers in a shape that differs in the number of channels only, last or first; otherwise ``None``."""
+    """Expands numbers to ``shape``; ``None`` if it differs in more than the channels (last or first)."""
     if numbers.shape == shape:
         return numbers
     if len(shape) == numbers.ndim > 2:
@@ -98,7 +98,7 @@ def _with_other_channels(numbers: torch.Tensor, shape: tuple[int, ...]) -> torch
 
 
 def layout_of_tokens(trace: Trace, value: int, other: Trace | None) -> Layout | None:
-    """The layout of tokens ``(N, L, C)``, whose grid is that of the nearest feature map they were made from.
+    """Returns the layout of tokens ``(N, L, C)``: the grid of the nearest feature map they were made from.
 
     Args:
         trace: the dry run.
@@ -106,7 +106,7 @@ def layout_of_tokens(trace: Trace, value: int, other: Trace | None) -> Layout | 
         other: the dry run at the other input size, if it made the same values.
 
     Returns:
-        ``None`` if the tokens were made from no feature map whose positions fit into them.
+        The layout; ``None`` if the tokens were made from no feature map with a fitting number of positions.
     """
     length = trace.shapes[value][1]
     above = list(trace.ancestors(value))
@@ -123,8 +123,8 @@ def layout_of_tokens(trace: Trace, value: int, other: Trace | None) -> Layout | 
         if layout is None:
             continue
         grid = layout.size(shape)
-        # A size that is the same for every input is no grid. Tokens that were split into heads of attention
-        # have such a size, for example.
+        # A size that does not change with the input is not a grid. Tokens that were split into the heads of
+        # an attention have such a size, for example.
         if other is not None and layout.size(other.shapes[source]) == grid:
             continue
         others = length - math.prod(grid)
@@ -132,14 +132,14 @@ def layout_of_tokens(trace: Trace, value: int, other: Trace | None) -> Layout | 
             continue
         prefix = 0 if others == 0 else _prefix_length(trace, joins, math.prod(grid), others)
         if prefix is None and others <= _MOST_TOKENS:
-            prefix = others  # the record does not say; class and register tokens usually come first
+            prefix = others  # the record shows no join; class and register tokens usually come first
         if prefix is not None:
             return Layout(-1, grid, prefix, others - prefix)
     return None
 
 
 def _prefix_length(trace: Trace, joins: Sequence[Operation], patches: int, others: int) -> int | None:
-    """How many of the other tokens were joined in front of the patches; ``None`` if no join shows it."""
+    """Returns the number of other tokens joined in front of the patches; ``None`` if no join shows it."""
     for operation in joins:
         lengths = [trace.shapes[v][1] for v in operation.inputs if len(trace.shapes[v]) == 3]
         if patches in lengths and sum(lengths) == patches + others:
@@ -150,7 +150,7 @@ def _prefix_length(trace: Trace, joins: Sequence[Operation], patches: int, other
 def tokens_in_row_order(trace: Trace, value: int, layout: Layout) -> bool:
     """Whether tokens stand row by row in their grid; ``True`` also if the record does not show their order.
 
-    Some models reorder their tokens window by window, and a map of these would show evidence at wrong places.
+    Some models reorder their tokens window by window. A map of these would show evidence at wrong places.
 
     Args:
         trace: the dry run.

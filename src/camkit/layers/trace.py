@@ -1,4 +1,4 @@
-"""The record of a dry run: one forward pass, written down operation by operation.
+"""The record of a dry run: the operations of one forward pass, in order.
 
 A *dry run* is a forward pass of a stand-in for the model (see :func:`camkit.model.standin.skeleton`), so
 nothing in the model itself changes. It usually runs on PyTorch's meta device, where tensors have shapes but
@@ -81,7 +81,7 @@ class Trace:
         operations: the calls of torch functions that made a value, in order.
         calls: each call of a module as (name, value of its output), in the order in which the calls ended;
             the value is ``None`` if the output is not a single tensor. The model itself has an empty name.
-        started: for each module that ran, how many calls had ended when it first started:
+        started: for each module that ran, the number of calls that had ended when it first started, so that
             ``calls[: started[name]]`` ended before it.
         parameters: names of the values that are parameters or buffers.
         input: value of the images.
@@ -99,11 +99,11 @@ class Trace:
     output: int = -1
 
     def producer(self, value: int) -> Operation | None:
-        """The operation that made ``value``; ``None`` for inputs and parameters."""
+        """Returns the operation that made ``value``; ``None`` for inputs and parameters."""
         return self._producers.get(value)
 
     def ancestors(self, value: int) -> tuple[int, ...]:
-        """``value`` and every value that it was made from, in the order of their distance to ``value``."""
+        """Returns ``value`` and every value that it was made from, by their distance to ``value``."""
         if value not in self._ancestors:
             # A dict keeps the order in which the breadth-first search reaches the values.
             queue, seen = deque([value]), {value: None}
@@ -117,10 +117,10 @@ class Trace:
         return self._ancestors[value]
 
     def bottlenecks(self, value: int) -> Iterator[int]:
-        """The values that every path from the input to ``value`` passes through, starting with ``value``."""
-        # An operation's output has a larger number than its inputs. Replacing the largest waiting value by
-        # its inputs therefore reaches a value only after everything that the paths make of it. Whenever a
-        # single value is waiting, all paths meet there.
+        """Yields the values that every path from the input to ``value`` passes through, ``value`` first."""
+        # Walk back from ``value``: always replace the waiting value with the largest number by its inputs.
+        # Outputs have larger numbers than inputs, so a value is replaced only after every value that the
+        # paths compute from it. Whenever only one value is waiting, all paths pass through it.
         waiting = {value}
         while waiting:
             value = max(waiting)
@@ -140,7 +140,7 @@ class Trace:
         return made
 
     def between(self, start: int, end: int) -> list[Operation]:
-        """The operations on all paths from ``start`` to ``end``, in order."""
+        """Returns the operations on all paths from ``start`` to ``end``, in order."""
         reached, on_a_path = {start}, []
         needed = set(self.ancestors(end))
         for operation in self.operations:
@@ -150,20 +150,20 @@ class Trace:
         return on_a_path
 
     def history(self, value: int) -> list[str]:
-        """The names of all operations that ``value`` was made by, in order."""
+        """Returns the names of all operations that ``value`` was made by, in order."""
         needed = set(self.ancestors(value))
         return [o.name for o in self.operations if needed.intersection(o.outputs)]
 
     def layer_of(self, value: int) -> str | None:
-        """The name of the module whose output is ``value``; ``None`` if there is none but the model itself.
+        """Returns the name of the module whose output is ``value``; ``None`` if only the model outputs it.
 
-        If several modules hand the same value on, the outermost is taken, and among equals the first to end.
+        If several modules return the same value, the outermost is taken, and among equals the first to end.
         """
         names = [name for name, output in self.calls if output == value and name]
         return min(names, key=lambda name: name.count("."), default=None)
 
     def outputs_of(self, name: str) -> list[int | None]:
-        """The values of a module's output, one for each call."""
+        """Returns the values of a module's output, one for each call."""
         return [value for called, value in self.calls if called == name]
 
     def break_off(self) -> None:
@@ -201,8 +201,8 @@ def record(
         input_shape: shape of the images, with the batch.
         device: ``"meta"`` to run on shapes; ``None`` to run with the model's own numbers on its own device,
             for models that branch on values.
-        inputs: the call that the other inputs of the model are taken from; the model gets the images alone
-            if not given.
+        inputs: the call from which every input except the images is taken; if not given, the images are the
+            only input.
         enough: called with the trace if the pass raises. If it returns ``True``, the incomplete trace is
             completed by :meth:`Trace.break_off` and returned.
 
@@ -214,7 +214,7 @@ def record(
         UnfitError: if the output holds no tensor.
     """
     like = prototype(model)
-    # Inference mode is left, because its tensors keep no version counter and so hide in-place changes.
+    # Leave inference mode: its tensors have no version counter, so that in-place changes would not be seen.
     with torch.inference_mode(False), torch.no_grad(), process_state_restored():
         copy = skeleton(model, device)
         x = torch.rand(tuple(input_shape), dtype=like.dtype, device=device or like.device)
@@ -260,7 +260,7 @@ class _Recorder(FunctionMode):
             module.register_forward_hook(self._leave(name), prepend=True)
 
     def number_of(self, tensor: torch.Tensor, *, new: bool = False) -> int:
-        """The number of a tensor's present state; a new number if it has none, or if ``new``."""
+        """Returns the number of a tensor's present state; a new one if it has none, or if ``new`` is true."""
         if new or tensor not in self.numbers:
             self.numbers[tensor] = len(self.trace.shapes)
             self.trace.shapes.append(tuple(tensor.shape))

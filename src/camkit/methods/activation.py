@@ -59,7 +59,7 @@ class KPCACAM(Explainer):
     Raises:
         ValueError: at the call, if the layer has only one channel.
 
-    Departs from the paper: the paper leaves the sign open, and has other kernels too.
+    Departs from the paper: the paper leaves the sign open, and also describes other kernels.
 
     References:
         Karmani et al., *KPCA-CAM: Visual Explainability of Deep Computer Vision Models using Kernel PCA*,
@@ -173,7 +173,7 @@ class RandomCAM(Explainer):
         checks.seed(self.seed)
 
     def map(self, evidence: Evidence) -> torch.Tensor:
-        """Returns the raw maps ``(N, K, *spatial)``, the same for each score, which are never negative."""
+        """Returns the raw maps ``(N, K, *spatial)``, which are never negative and the same for each score."""
         activation = evidence.activation
         weights = noise.uniform(activation.shape[1:2], activation, self.seed)
         found = weighted_sum(weights.expand(len(activation), 1, -1), activation).relu()

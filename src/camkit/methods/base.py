@@ -27,8 +27,8 @@ class Explanation:
             FullGrad and GuidedGradCAM make maps at the size of the input.
         output: the model's output, from the same forward pass.
         target: the explained target, in a form that ``target=`` takes: the class indices ``(N,)`` or
-            ``(N, K)``, or the target that was given, with its classes determined.
-        layer: the name of the layer; of several layers ``"layer3, layer4"``; for FullGrad an empty string.
+            ``(N, K)``, or the given target with its classes filled in.
+        layer: the name of the layer; the names of several layers as ``"layer3, layer4"``; empty for FullGrad.
         input_size: the spatial size of the input, such as ``(H, W)``.
         parts: the explanation of each layer, from the shallowest to the deepest, if several were fused.
         classes: the class indices ``(N,)`` or ``(N, K)`` if the target is about classes, else ``None``.
@@ -87,7 +87,7 @@ def prepared_call(model: nn.Module, x: Input, *, differentiable: bool = False) -
         The checked inputs.
 
     Raises:
-        ValueError: if the images have no batch dimension or hold NaN or infinity.
+        ValueError: if the images have no batch dimension, are empty, or hold NaN or infinity.
         TypeError: if ``x`` has an unsupported type, or holds no images of floats.
     """
     modules = modules_of(model)
@@ -108,14 +108,15 @@ class Method(ABC):
             ``DistributedDataParallel`` is taken out of it.
 
     Raises:
-        TypeError: if ``model`` is not a module.
+        TypeError: if ``model`` is not a module, or a part of it is a ``torch.jit`` module.
+        ValueError: if a parameter or buffer belongs to a lazy module that has not run yet.
     """
 
     #: The formula of the map, in LaTeX. The documentation shows it, so that docstrings do not repeat it.
     formula: ClassVar[str]
     #: The paper that the method comes from.
     paper: ClassVar[str]
-    #: The number of passes through the model.
+    #: The passes through the model, or through parts of it, that a call takes.
     passes: ClassVar[str]
     #: Whether the model must be differentiable after the layer.
     needs_gradient: ClassVar[bool] = True
@@ -148,10 +149,11 @@ class Method(ABC):
             The :class:`Explanation`, on the device of ``x``.
 
         Raises:
-            ValueError: if the input has no batch dimension or is too small for the model, if a layer did not
-                run exactly once or has no spatial size, if a class is out of range, or if the number of
-                targets is wrong.
-            TypeError: if the input, the output or the target has an unsupported type.
+            ValueError: if the input has no batch dimension, is empty, holds NaN or infinity, or is too small
+                for the model; if a layer did not run exactly once or has no spatial size; if a class is out
+                of range; or if the number of targets is wrong.
+            TypeError: if the input, the output or the target has an unsupported type, or if the model is
+                quantized and the method needs its gradient or weights.
         """
         with prepared_call(self.model, x, differentiable=self.differentiable) as inputs:
             return self.explain(inputs, target)

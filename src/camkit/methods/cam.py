@@ -27,8 +27,8 @@ class CAM(Explainer):
     the bias is the logit, and every call checks that. It needs neither a gradient nor a change of the
     network. These heads are supported too:
 
-    - A last convolution with one channel per class that is then pooled (SqueezeNet). The map is the channel
-      of the class.
+    - A last convolution with one channel per class, followed by the pooling (SqueezeNet). The map is the
+      channel of the class.
     - A layer normalisation with weight :math:`\gamma` between the pooling and the linear layer (ConvNeXt). It
       is linear for each image: :math:`w^c_k` becomes
       :math:`(w^c_k \gamma_k - \operatorname{mean}_j w^c_j \gamma_j) / \sigma`, with :math:`\sigma` the
@@ -94,8 +94,8 @@ class CAM(Explainer):
         if classes is None:
             raise TypeError(checks.error_message("target", "classes, the only targets of CAM", "a function"))
         location = cast(LocationWithHead, evidence.location)  # the type that find() returns
-        # Functions between the layer and the pooling, such as DenseNet's last ReLU, belong to the activation.
-        # The logits would not be linear in the layer's own output.
+        # Apply the functions between the layer and the pooling, such as DenseNet's last ReLU. The logits are
+        # linear in their result, but not in the layer's own output.
         head, activation = location.head, location.activation(evidence.activation)
         flat = activation.flatten(2)
         pooled = flat.mean(2) if head.pooling == "avg" else flat.amax(2)
@@ -113,13 +113,13 @@ def _require_sums_to_logits(evidence: Evidence, summands: torch.Tensor, bias: to
     predicted = summands.sum(2) + bias
     expected = evidence.scores.reshape(predicted.shape).to(predicted)
     eps = max(torch.finfo(t.dtype).eps for t in (evidence.scores, summands))
-    # A quick test that is stricter than needed; nearly all calls end here.
+    # Try a quick test first. It is stricter than needed, but nearly all calls pass it.
     if torch.allclose(predicted, expected, rtol=eps**0.5, atol=0):
         return
     # Large summands may cancel, so that their rounding errors are large compared with the sum.
     scale = summands.abs().sum(2) + bias.abs()
     error = (predicted - expected).abs()
-    # "not <=" and not ">": an error of NaN must be reported where the activation is finite.
+    # Write "not <=" instead of ">", so that an error of NaN is reported if the activation is finite.
     if not (error <= eps**0.5 * scale).all() and torch.isfinite(scale).all():
         raise ValueError(
             checks.error_message(

@@ -34,8 +34,8 @@ class Explainer(Method):
     It runs the model once and turns that pass, plus any further passes the method asks for, into a map. A
     method is a subclass that implements :meth:`map` and has its settings as dataclass fields.
 
-    The model runs in evaluation mode and is left exactly as it was found, also when an error is raised. The
-    argument ``differentiable`` describes the one exception.
+    The model runs in evaluation mode and is left exactly as it was found, even if an error is raised. The
+    only exception is ``differentiable=True``, described below.
 
     Args:
         model: any :class:`torch.nn.Module`. A model inside ``torch.compile``, ``DataParallel`` or
@@ -44,7 +44,8 @@ class Explainer(Method):
             finds the last spatial layer whose positions all affect the output. In a model that reads only
             its class token, this is the input of the last attention.
         fuse: how to combine the maps of several layers into one: ``"mean"``, ``"product"`` or
-            ``"hierarchical"``, which is LayerCAM's fusion.
+            ``"hierarchical"``, which is LayerCAM's fusion. Before that, each map is divided by its largest
+            magnitude and resized to the finest resolution.
         layout: the layout of the named layer's output: ``"channels_first"``, ``"channels_last"`` or a
             :class:`camkit.Layout`. By default the dry run determines it.
         differentiable: whether the maps and the output keep their graph to the model's parameters, so that
@@ -97,11 +98,11 @@ class Explainer(Method):
         """Returns the raw maps of one layer, ``(N, K, *spatial)``, for N images and K scores per image."""
 
     def map_each(self, evidences: Sequence[Evidence]) -> list[torch.Tensor]:
-        """Returns the raw maps of each layer, by default those that :meth:`map` computes one by one."""
+        """Returns the raw maps of each layer. By default :meth:`map` computes them layer by layer."""
         return [self.map(evidence) for evidence in evidences]
 
     def join(self, parts: Sequence[torch.Tensor]) -> torch.Tensor:
-        """Combines the maps of several layers, the shallowest first, into one, by default as in ``fuse``."""
+        """Combines the maps of several layers, the shallowest first, into one; by default by ``fuse``."""
         return maps.fuse(parts, self.fuse)
 
     def find(self, dry: DryRun) -> Sequence[Location]:

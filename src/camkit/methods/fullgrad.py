@@ -21,7 +21,7 @@ class FullGrad(Method):
     Here x is the input and :math:`g_x` the gradient of the score with respect to it. The sum over l runs over
     all convolutions and batch normalisations; :math:`b_l` is the bias of layer l, and :math:`g_l` the
     gradient of the score with respect to the layer's output. The bias of a batch normalisation is the total
-    constant that it adds, :math:`\beta - \gamma \mu / \sigma`. c counts the channels,
+    constant that it adds, :math:`\beta - \gamma \mu / \sigma`. The index c runs over the channels,
     :math:`\operatorname{minmax}` scales to [0, 1] over all channels and positions, and up resizes to the size
     of the input.
 
@@ -59,7 +59,7 @@ class FullGrad(Method):
                 output = inputs.run(self.model, leaf)
             scores = Scores.of(target, output, len(images))
             of_input, *of_biases = gradient_times_factor(scores.rows, [(leaf, images), *biases.found])
-        # The biases of linear layers have no spatial size, and so no place in the map.
+        # Leave out the biases of linear layers: they have no spatial size, so they have no place in the map.
         spatial = [of_input, *(p for p, is_map in zip(of_biases, biases.are_maps, strict=True) if is_map)]
         found = torch.stack([maps.resize(_scaled_magnitudes(p), size).sum(2) for p in spatial]).sum(0)
         return Explanation.of(found, detach_all(output), scores, "", size)

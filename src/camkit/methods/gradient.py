@@ -143,7 +143,7 @@ class SmoothGradCAMPlusPlus(Explainer):
     def map(self, evidence: Evidence) -> torch.Tensor:
         """Returns the raw maps ``(N, K, *spatial)``, which are never negative."""
         x, activation = evidence.x, evidence.activation
-        # Sum in place: to keep the gradients of all samples would take n times the memory.
+        # Sum in place, because keeping the gradients of all samples would take n times the memory.
         total = activation.new_zeros(3, len(x), evidence.scores.shape[1], *activation.shape[1:])
         for sample in range(self.samples):
             shift = self.std * noise.normal(x.shape[1:], x, self.seed, sample)

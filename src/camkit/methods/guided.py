@@ -96,7 +96,7 @@ def _guided_gradients(model: nn.Module, inputs: Inputs, target: Target | Bound) 
 
 
 def _pass_only_positive(call: Call) -> torch.Tensor:
-    """Runs a ReLU whose backward pass sets negative incoming gradients to zero before its own rule."""
+    """Runs a ReLU whose backward pass first sets negative arriving gradients to zero."""
 
     def backward(arriving: torch.Tensor, x: torch.Tensor) -> tuple[torch.Tensor]:
         return (vector_jacobian(call.run, x, arriving.relu()),)

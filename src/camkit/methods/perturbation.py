@@ -24,8 +24,8 @@ class Perturbing(Explainer):
 
     Args:
         chunk_size: the largest number of images in one pass, which bounds the memory. Each pass takes at
-            least one copy of the batch. Where only the head runs, one pass takes two copies in any case, or
-            three of a batch of one image.
+            least one copy of the batch. A method that runs only the head checks this shortcut in one pass of
+            two copies of the batch (three copies of a batch of one image), whatever ``chunk_size`` is.
         progress: a function that wraps an iterable with a length and reports the progress, such as
             ``tqdm.tqdm``.
 
@@ -135,7 +135,7 @@ class MaskingInput(Perturbing):
 
 
 class ScoreCAM(MaskingInput):
-    r"""Score-CAM: weights each channel of the activation by the score of the input that the channel masks.
+    r"""Score-CAM: weights each channel of the activation by the score of the input masked with that channel.
 
     Here :math:`A^k` is channel k of the activation, x the input, and M the map. The mask :math:`H^k` is the
     channel, resized to the input (up) and scaled to [0, 1] (minmax). :math:`p_c` is the softmax probability
@@ -283,13 +283,13 @@ class AblationCAM(Perturbing):
         """Returns the raw maps ``(N, K, *spatial)``, which are never negative."""
         activation, scores = evidence.activation, evidence.scores[:, :, None]
         images = len(activation)
-        # After a ReLU, many channels are zero in all images. Leaving these out would change nothing.
+        # After a ReLU, many channels are zero in all images. Setting them to zero would change nothing.
         (channels,) = activation.flatten(2).any(2).any(0).nonzero(as_tuple=True)
-        # All passes share this memory. To copy the whole activation for each would cost more than the head.
+        # All passes share this memory: copying the whole activation for each would cost more than the head.
         rows, edited = evidence.editable_copies(min(self.copies_per_pass(images), max(1, len(channels))))
 
         def rescore(chunk: range) -> torch.Tensor:
-            # Copy m of the batch loses the m-th channel of the chunk, which is put back after the pass.
+            # In copy m of the batch, set the m-th channel of the chunk to zero; restore it after the pass.
             left_out = torch.arange(len(chunk)), slice(None), channels[chunk.start : chunk.stop]
             kept = edited[left_out]
             edited[left_out] = 0

@@ -10,7 +10,8 @@ from camkit.maps import weighted_sum
 from camkit.methods.explainer import Explainer
 from camkit.passes.evidence import Evidence
 
-# Warn if more than this share of a score is missing from the attribution, or of the relevance on its way.
+# Warn if the attribution misses more than this share of the score's change (LIFT-CAM), or if more than this
+# share of the relevance is lost or added on its way (Relevance-CAM).
 _TOLERANCE = 0.05
 
 
@@ -44,7 +45,7 @@ class LIFTCAM(Explainer):
         weights, differences = contributions(evidence)
         sums = weights.sum(2)
         missing = (sums - differences).abs()
-        # The difference of two large scores has their rounding errors.
+        # Two large scores have large rounding errors, which also affect their small difference.
         rounding = torch.finfo(sums.dtype).eps ** 0.5 * evidence.scores.abs()
         if (missing > rounding + _TOLERANCE * torch.maximum(sums.abs(), differences.abs())).any():
             worst, place = missing.argmax(), evidence.location
@@ -57,7 +58,7 @@ class LIFTCAM(Explainer):
 
 
 def contributions(evidence: Evidence) -> tuple[torch.Tensor, torch.Tensor]:
-    """Returns DeepLIFT's contribution of each channel, and the difference that these should sum to.
+    """Returns DeepLIFT's contribution of each channel, and the change of the score that they should sum to.
 
     Returns:
         The contributions ``(N, K, C)``, and the score minus the score of an activation of zeros ``(N, K)``.

@@ -29,7 +29,8 @@ class View(NamedTuple):
 class Smoothed(Method):
     """Averages the maps of a method over views of the input, such as noisy or mirrored copies.
 
-    The target is determined on the unchanged input. The predicted class of a view plays no role.
+    The unchanged input determines the target: all views are explained for its predicted class. It is part of
+    the average only if it is one of the views.
 
     Args:
         method: any method, such as ``camkit.GradCAM(model)``.
@@ -68,7 +69,7 @@ class Smoothed(Method):
     def explain(self, inputs: Inputs, target: Target) -> Explanation:
         """Explains the unchanged inputs and then each view; the output is that of the unchanged inputs."""
         plain = self.method(inputs.given, target)
-        # Views may have another size than the input, and so may their maps.
+        # Views may have another size than the input, and their maps another size than those of the input.
         size = plain.maps.shape[-len(plain.input_size) :]
         total = torch.zeros_like(plain.maps)
         for view in self.views:

@@ -21,8 +21,8 @@ Input = torch.Tensor | tuple[Any, ...] | Mapping[str, Any]
 class UnfitError(ValueError):
     """An error whose reason is known: the images do not fit the model, or its output holds no tensor.
 
-    Other errors of a forward pass make a dry run start again with numbers instead of shapes. This one does
-    not, because numbers would not help.
+    After any other error of a forward pass, a dry run starts again with numbers instead of shapes. After this
+    one it does not, because numbers would not help.
     """
 
 
@@ -102,7 +102,8 @@ class Inputs:
         - A tensor with one row per image gets as many rows as there are new images: the rows of the batch are
           repeated, in order.
         - A tensor that ends in the spatial size of the images, such as a mask, becomes zeros of the new size
-          if the size changes. Only a dry run changes it, and a dry run needs no content.
+          if the size changes. A dry run changes the size and needs no content. A :class:`camkit.View` that
+          changes the size loses the content too.
         - Every tensor moves to the device of the new images.
 
         Args:
@@ -126,7 +127,7 @@ class Inputs:
 
         others = {place: value for place, value in _items(self.given).items() if place != self.place}
         filled = {self.place: images, **map_leaves(fitted, others)}
-        # The images come first in this dict, so the entries of a tuple are put back in their order.
+        # The images come first in this dict, so put the entries of a tuple back in their order.
         return tuple(filled[i] for i in range(len(filled))) if isinstance(self.given, tuple) else filled
 
     def run(self, model: nn.Module, images: torch.Tensor) -> Any:
@@ -152,10 +153,10 @@ class Inputs:
             raise UnfitError(reason) from error
 
     def signature(self) -> str:
-        """Describes several inputs: the dtype and shape of each tensor, the value of everything else.
+        """Describes the inputs: the dtype and shape of each tensor, and the value of everything else.
 
-        A model may take another path for other inputs, so a dry run is remembered for one description only.
-        The description of images alone is empty.
+        A model may take another path for other inputs, so a dry run is reused only for inputs of the same
+        description. If the images are the only input, the description is empty.
         """
         return "" if self.place is None else repr(map_leaves(_kind, _items(self.given)))
 
@@ -180,8 +181,8 @@ def _mismatch_message(argument: str, model: nn.Module, images: torch.Tensor, err
         return checks.error_message(
             argument, f"{types.pop()}, the type of the model's parameters", images.dtype
         )
-    # torch: "... expected input[2, 1, 12, 10] to have 3 channels, but got 1 channels instead". The shape
-    # tells whether it speaks of the images or of a tensor deeper in the model.
+    # torch: "... expected input[2, 1, 12, 10] to have 3 channels, but got 1 channels instead". The shape in
+    # the message shows whether it is about the images or about a tensor deeper in the model.
     channels = re.search(r"to have (\d+) channels", error)
     if channels and str(list(images.shape)) in error:
         expected = f"{channels[1]} channels for {type(model).__name__}"
@@ -219,8 +220,8 @@ def _require_batch(x: torch.Tensor, modules: Sequence[nn.Module]) -> None:
         raise ValueError(
             checks.error_message("x", "a batch that is not empty", f"shape {checks.shape_of(x)}")
         )
-    # One sum is quicker than a look at every value, and NaN and infinity show in it. Finite values may
-    # overflow it, so every value is looked at before the images are refused.
+    # Summing is quicker than testing every value, and the sum is not finite if a value is NaN or infinity. It
+    # may also overflow on finite values, so test every value before the images are refused.
     if not math.isfinite(x.sum().item()) and not x.isfinite().all():
         raise ValueError(checks.error_message("x", "finite values", "NaN or infinity"))
     expected = next(

@@ -37,7 +37,7 @@ def has_meta(modules: Iterable[nn.Module]) -> bool:
 
 
 def unwrap(model: nn.Module) -> nn.Module:
-    """Takes a model out of ``torch.compile``, ``nn.DataParallel`` and ``DistributedDataParallel``.
+    """Unwraps a model from ``torch.compile``, ``nn.DataParallel`` and ``DistributedDataParallel``.
 
     Args:
         model: any module, wrapped or not.
@@ -104,7 +104,7 @@ def require_one_run(name: str, calls: int) -> None:
 
     Args:
         name: dotted name of the layer, for the message.
-        calls: how often it ran in one forward pass.
+        calls: the number of its runs in one forward pass.
     """
     if calls == 0:
         expected = "a layer that runs in the forward pass"

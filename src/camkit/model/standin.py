@@ -37,8 +37,8 @@ def _copied(value: Any, device: str | None, hooks: bool, copies: dict[int, Any])
         value: a module, or any attribute of one.
         device: as for :func:`skeleton`.
         hooks: as for :func:`skeleton`.
-        copies: the copies made so far, by the id of the original. A module or tensor that the model uses
-            twice is copied once, and modules that refer to each other do not recurse for ever.
+        copies: the copies made so far, by the id of the original. With it, a module or tensor that the model
+            uses twice is copied once, and modules that refer to each other cause no endless recursion.
     """
 
     def copied(value: Any) -> Any:
@@ -52,7 +52,7 @@ def _copied(value: Any, device: str | None, hooks: bool, copies: dict[int, Any])
         # since one of them may refer back to it.
         copies[id(value)] = module = object.__new__(kind)
         for key, attribute in vars(value).items():
-            # Both hold compiled code, which runs the original modules.
+            # Skip these two attributes: they hold compiled code, which would run the original modules.
             if key == "_compiled_call_impl" or (kind is _Uncompiled and key == "forward"):
                 continue
             if key in ("_forward_hooks", "_forward_pre_hooks"):
@@ -94,6 +94,6 @@ class _Uncompiled(nn.Module):
 
 
 def _is_library_hook(hook: object) -> bool:
-    # A model may need the hooks of its library: transformers collects hidden states by hooks that it
-    # registers once.
+    # A model may not work without the hooks of its library: transformers collects hidden states by hooks that
+    # it registers only once.
     return (getattr(hook, "__module__", None) or "").split(".")[0] in ("torch", "camkit", "transformers")

@@ -1,4 +1,4 @@
-"""The promise that explaining leaves the model, and the process, exactly as it was found.
+"""Saving and restoring state, so that an explanation leaves the model and the process as it found them.
 
 A forward pass of the user's model can change three things:
 
@@ -16,7 +16,7 @@ registers them.
 Several threads may explain the same model at the same time. If each of them restored the model on its own,
 the first to finish would switch the model back to training mode while the others were still running it, and a
 thread that came late would save a state that is not the user's. Therefore the state is saved once, by the
-first thread to enter, and restored once, by the last thread to leave. A counter tells which one that is::
+first thread to enter, and restored once, by the last thread to leave. A counter identifies both::
 
     thread 1   enter: count 0 -> 1, save ............ leave: count 2 -> 1
     thread 2             enter: count 1 -> 2 ........................ leave: count 1 -> 0, restore
@@ -127,7 +127,7 @@ class _SavedBuffer(NamedTuple):
     Attributes:
         name: its name in the module.
         tensor: the tensor itself, to put back if a forward pass assigns another one.
-        version: how often torch had changed the tensor in place; -1 if torch does not count that.
+        version: torch's count of the in-place changes of the tensor; -1 if torch does not count them.
         numbers: a copy of the numbers, to write back if a forward pass changes the tensor in place.
     """
 
@@ -179,7 +179,8 @@ def restored_on_exit(modules: Sequence[nn.Module]) -> Iterator[None]:
                     saved = _saved_modules.get(module)
                     if saved is None:
                         training, buffers = module.training, _save_buffers(module)
-                        # Evaluation mode already, and no buffer to write to: nothing will change.
+                        # The module is in evaluation mode already and has no buffer that a pass could write
+                        # to, so there is nothing to restore.
                         if not training and not buffers:
                             continue
                         saved = _saved_modules[module] = _SavedModule(0, training, buffers)
@@ -191,7 +192,7 @@ def restored_on_exit(modules: Sequence[nn.Module]) -> Iterator[None]:
                         module.training = False
             yield
         finally:
-            # Only the modules that were reached: an exception may have come in the middle of the loop.
+            # Leave only the modules that were entered: an exception may have ended the loop above early.
             with _lock:
                 for module in entered:
                     _leave(module)

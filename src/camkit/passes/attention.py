@@ -46,7 +46,7 @@ def recorded_attention(
                 return None
             torch.set_grad_enabled(False)
             found[name] = recorder.leaves, output
-            # Without this the graph of the next block would reach back into this one.
+            # Detach the output; otherwise the graph of the next block would include this one.
             return output.detach()
 
         return hook
@@ -68,7 +68,7 @@ def recorded_attention(
 class _AttentionRecorder(FunctionMode):
     """Computes attention step by step, and records its weights as leaves while gradients are enabled.
 
-    torch's fused attention never returns the weights, so that its functions are replaced by their formula.
+    torch's fused attention never returns its weights, so the formula is computed instead.
     """
 
     def __init__(self, image_count: int) -> None:
@@ -77,13 +77,13 @@ class _AttentionRecorder(FunctionMode):
         self.leaves: list[torch.Tensor] = []
 
     def meet(self, call: Call) -> Any:
-        """The result of a call, through the recorded weights if the call is attention."""
+        """Returns the result of a call, computed from the recorded weights if the call is attention."""
         if call.name == "multi_head_attention_forward":
             return self._attend_with_heads(*call.args, **call.kwargs)
         if call.name == "scaled_dot_product_attention":
             return self._attend(*call.args, **call.kwargs)[0]
         result = call.run()
-        # A model that writes attention out itself takes a softmax over a square of tokens by tokens.
+        # In attention that a model writes out itself, a softmax has a result of as many rows as columns.
         is_attention = call.name == "softmax" and result.ndim > 2 and result.shape[-1] == result.shape[-2]
         return self._cut_at_leaf(result) if is_attention else result
 
@@ -98,7 +98,7 @@ class _AttentionRecorder(FunctionMode):
         scale: float | None = None,
         **others: Any,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The result of ``scaled_dot_product_attention`` by its formula, and the weights ``(..., L, L)``."""
+        """Returns the result of ``scaled_dot_product_attention``, and the weights ``(..., L, L)``."""
         # The model is in evaluation mode, so that dropout_p has no effect.
         logits = query @ key.mT * (query.shape[-1] ** -0.5 if scale is None else scale)
         if is_causal:
@@ -130,7 +130,7 @@ class _AttentionRecorder(FunctionMode):
         attn_mask: torch.Tensor | None = None,
         **others: Any,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """The result of ``multi_head_attention_forward``, whose parameters these are, in its order.
+        """Returns the result of ``multi_head_attention_forward``; the parameters are its own, in its order.
 
         Raises:
             ValueError: if the call uses an option that the formula here does not cover.
@@ -144,12 +144,12 @@ class _AttentionRecorder(FunctionMode):
             for x, w, b in zip((query, key, value), weight.chunk(3), biases, strict=True)
         )
         per_head, weights = self._attend(q, k, v, attn_mask)
-        # nn.MultiheadAttention passes the tokens as (L, N, E), and so it gets them back.
+        # nn.MultiheadAttention passes the tokens as (L, N, E) and expects them back in that shape.
         tokens = F.linear(per_head.permute(2, 0, 1, 3).flatten(2), out_weight, out_bias)
         return tokens, weights.mean(1) if need_weights else None
 
     def _cut_at_leaf(self, weights: torch.Tensor) -> torch.Tensor:
-        """The same weights, computed from a new leaf ``(N, heads, L, L)`` that is recorded."""
+        """Returns the same weights, computed from a new leaf ``(N, heads, L, L)`` that is recorded."""
         if not torch.is_grad_enabled():  # outside the blocks to record
             return weights
         leaf = weights.detach().reshape(self.image_count, -1, *weights.shape[-2:]).requires_grad_()

@@ -11,13 +11,13 @@ class BiasRecorder(FunctionMode):
     """Records the bias of every layer, with a tensor of zeros that is added to the layer's output.
 
     The gradient with respect to these zeros equals the gradient with respect to the layer's output. An
-    in-place operation after the layer cannot change it, because that operation writes to the sum.
+    in-place operation after the layer cannot change the zeros, because it writes to the sum.
 
     Attributes:
         found: for each layer in order of its call, the zeros, in the shape of the output, and the bias, in
             a shape that broadcasts to the output.
-        are_maps: for each of them whether the output is a feature map ``(N, C, *spatial)``. The output of a
-            linear layer is not.
+        are_maps: for each entry of ``found``, whether the output is a feature map ``(N, C, *spatial)``. The
+            output of a linear layer is not.
     """
 
     def __init__(self) -> None:
@@ -26,7 +26,7 @@ class BiasRecorder(FunctionMode):
         self.are_maps: list[bool] = []
 
     def meet(self, call: Call) -> Any:
-        """Runs a call; if it adds a bias, records that and adds the zeros."""
+        """Runs a call; if it adds a bias, records the bias and adds the zeros."""
         result = call.run()
         bias = _bias_of(call)
         if bias is None or not result.requires_grad:
@@ -42,11 +42,11 @@ class BiasRecorder(FunctionMode):
 
 
 def _bias_of(call: Call) -> torch.Tensor | None:
-    """The constant that a call adds to each channel, ``(C,)``; ``None`` if it adds none.
+    """Returns the constant that a call adds to each channel, ``(C,)``; ``None`` if it adds none.
 
     A batch normalisation with running statistics adds ``bias - weight * mean / sqrt(variance + eps)``.
     """
-    # The first parameters of torch's functions, in order, to read arguments that came by position.
+    # The first parameters of torch's functions, in order, to read arguments that were passed by position.
     names = ["input", "weight", "bias"]
     if call.name == "batch_norm":
         names = ["input", "running_mean", "running_var", "weight", "bias", "training", "momentum", "eps"]

@@ -1,4 +1,4 @@
-"""The result of one forward pass that a method reads its map from."""
+"""The evidence: the result of one forward pass, from which a method computes its map."""
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
@@ -65,7 +65,7 @@ class Evidence:
         return self.scored.rows
 
     def score(self, output: Any) -> torch.Tensor:
-        """The scores ``(N, K)`` of another output for the N images."""
+        """Returns the scores ``(N, K)`` of another output for the N images."""
         return self.bound.score(output).reshape(len(self.x), -1)
 
     @cached_property
@@ -82,8 +82,8 @@ class Evidence:
         """The gradient dy/dA of each score y, ``(N, K, C, *spatial)``, in single precision or better.
 
         It takes one backward pass per score, from the score to the layer. If only average pooling, linear
-        layers, layer normalisation and ReLUs follow the layer, one backward pass does for up to 16 scores;
-        a user's backward hook in that part is then called once for all of them.
+        layers, layer normalisation and ReLUs follow the layer, one backward pass computes up to 16 scores
+        together; a user's backward hook in that part is then called once for all of them.
 
         Raises:
             ValueError: if the scores do not depend on the layer, if they depend only on its tokens outside
@@ -95,7 +95,7 @@ class Evidence:
             raise ValueError(checks.error_message("map", expected, "False"))
         keep, attached = self.shared or self.attached, self.attached
         raw = gradients(self.scores, self.layer_output, self.location.name, keep=keep, create_graph=attached)
-        # A layout reads a batch, so that the dimensions N and K are one while it is applied.
+        # A layout expects one batch dimension, so N and K are flattened to one while it is applied.
         flat = layout.channels_first(raw.flatten(0, 1))
         result = maps.at_least_float32(flat.unflatten(0, raw.shape[:2]))
         # The head of torchvision's untrained ViTs is all zeros: the gradient is zero at every token, which
@@ -108,8 +108,8 @@ class Evidence:
         """Raises a ``ValueError`` if a layer has tokens outside its grid and none in the grid has an effect.
 
         Args:
-            effect: the effect of each position on the score, such as the gradient. Only whether any entry
-                differs from zero matters.
+            effect: the effect of each position on the score, such as the gradient, of any shape. It is only
+                tested for an entry other than zero.
         """
         layout = self.location.layout
         if layout.prefix + layout.suffix and not effect.any():
@@ -118,7 +118,7 @@ class Evidence:
             raise ValueError(checks.error_message("layer", expected, got, "name an earlier layer"))
 
     def outputs(self, activations: torch.Tensor) -> list[Any]:
-        """The outputs of the model for other activations of the layer, computed in the caller's grad mode.
+        """Returns the outputs of the model for other activations of the layer, in the caller's grad mode.
 
         Args:
             activations: M activations for each of the N images, ``(M, N, C, *spatial)``. Tokens outside the
@@ -161,7 +161,7 @@ class Evidence:
         return replay if same else None
 
     def rescore(self, activations: torch.Tensor) -> torch.Tensor:
-        """The scores ``(M, N, K)`` for other activations ``(M, N, C, *spatial)`` of the layer."""
+        """Returns the scores ``(M, N, K)`` for other activations ``(M, N, C, *spatial)`` of the layer."""
         return torch.stack([self.score(output) for output in self.outputs(activations)])
 
     def rescore_rows(self, rows: torch.Tensor) -> torch.Tensor:
@@ -169,7 +169,7 @@ class Evidence:
         return torch.stack([self.score(output) for output in self.outputs_of_rows(rows)])
 
     def editable_copies(self, count: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """M copies of the layer's output that you can edit in place and rescore, as often as you like.
+        """Returns M copies of the layer's output, to edit in place and rescore as often as you like.
 
         Args:
             count: the number M of copies.
@@ -182,15 +182,15 @@ class Evidence:
         return rows, self.location.layout.channels_first(rows).unflatten(0, (count, -1))
 
     def run(self, images: torch.Tensor) -> Any:
-        """The output of the model for images ``(M * N, C, *size)``; its other inputs are repeated M times."""
+        """Returns the model's output for images ``(M * N, C, *size)``; repeats its other inputs M times."""
         return self.inputs.run(self.model, images)
 
     def outputs_of_images(self, images: torch.Tensor) -> list[Any]:
-        """M outputs of the model, each for N other images; ``images`` is ``(M, N, C, *size)``."""
+        """Returns M outputs of the model for images ``(M, N, C, *size)``, each for N of the images."""
         return split(self.run(images.flatten(0, 1)), len(self.x), images.shape[:2].numel())
 
     def at(self, images: torch.Tensor) -> "Evidence":
-        """Runs the model on other images of the same shape; returns their evidence for the same target.
+        """Runs the model on other images ``(N, C, *size)``; returns their evidence for the same target.
 
         The evidence has a gradient. If the target is the predicted class, it stays the class predicted for
         the original images.
@@ -199,7 +199,7 @@ class Evidence:
         return gather(self.model, inputs, self.bound, [self.location], gradient=True)[0]
 
     def resize(self, to_resize: torch.Tensor) -> torch.Tensor:
-        """Maps ``(..., *spatial)`` upsampled to the spatial size of the images."""
+        """Returns maps ``(..., *spatial)`` resized to the spatial size of the images, ``(..., *size)``."""
         return maps.resize(to_resize, self.x.shape[2:])
 
 

@@ -26,8 +26,8 @@ class Replay:
     returns its original output if a later operation reads it (a skip connection), and otherwise zeros that
     take no memory. Forward hooks fire on the modules that run and on those that return their original output.
 
-    The result is right only for a model that always does the operations of its dry run. The caller must
-    compare the scores with the model's own, as :class:`Evidence` does.
+    The result is right only for a model that always performs the operations of its dry run. The caller must
+    compare the scores with the model's own, as :class:`camkit.Evidence` does.
 
     Args:
         model: the model, in evaluation mode.
@@ -67,8 +67,8 @@ class Replay:
                 shapes = [trace.shapes[value] for value in values]
                 forward = _with_weak_self(module)
                 module.forward = Replay._returns_zeros(me, name, shapes, trace.input_shape[0], forward)
-                # A module that never computes fires no hooks. One that the model calls again after the
-                # layer does compute then, so that it keeps them.
+                # A module that never computes must not fire its hooks. A module that the model calls again
+                # after the layer does compute then, so it keeps them.
                 if len(values) == len(trace.outputs_of(name)):
                     module._forward_hooks.clear()
                     module._forward_pre_hooks.clear()
@@ -76,7 +76,7 @@ class Replay:
         self._model.get_submodule(location.name).forward = partial(Replay._return_rows, me)
 
     def __call__(self, rows: torch.Tensor) -> Any:
-        """The model's output for other activations of the layer, computed in the caller's grad mode.
+        """Returns the model's output for other activations of the layer, in the caller's grad mode.
 
         Args:
             rows: activations in the layer's own layout, ``(M * N, ...)``. The model gets a copy of them if
@@ -88,11 +88,11 @@ class Replay:
         """
         self._rows, self._calls, self._grad_enabled = rows, {}, torch.is_grad_enabled()
         version = rows._version
-        # If nothing after the layer reads the images, one image that is expanded to the right number does.
+        # If nothing after the layer reads the images, expand one image to the right number of rows.
         images = self._images[:1].expand(len(rows), *self._images.shape[1:])
         if self._needs_images:
             images = repeat_batch(self._images, len(rows) // len(self._images))
-        # This block ends the grad mode that _return_rows sets inside the model.
+        # On exit this block restores the grad mode, which _return_rows changes inside the model.
         with torch.set_grad_enabled(self._grad_enabled):
             output = self._inputs.run(self._model, images)
         self._rows = torch.empty(0)
@@ -110,23 +110,23 @@ class Replay:
         return self._calls[name]
 
     def _return_rows(self, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """The forward function of the layer in the stand-in."""
+        """Returns the given rows; the forward function of the layer in the stand-in."""
         self._count_call(self._layer)
         torch.set_grad_enabled(self._grad_enabled)  # the layer may lie in a no_grad block of the model
         return self._rows.clone() if self.head_writes_in_place or self._rows.requires_grad else self._rows
 
     def _returns_kept_output(self, name: str) -> Callable[..., torch.Tensor]:
-        """A forward function that returns the module's original output, repeated for all rows."""
+        """Makes a forward function that returns the module's original output, repeated for all rows."""
         return lambda *args, **kwargs: repeat_batch(self._kept[name], len(self._rows) // len(self._images))
 
     def _returns_zeros(
         self, name: str, shapes: list[tuple[int, ...]], batch: int, forward: Callable[..., Any]
     ) -> Callable[..., Any]:
-        """A forward function that returns zeros at the calls before the layer, and computes afterwards.
+        """Makes a forward function that returns zeros in calls before the layer, and computes in later calls.
 
         Args:
             name: name of the module.
-            shapes: shapes of its outputs before the layer in the dry run, one a call.
+            shapes: shapes of its outputs before the layer in the dry run, one for each call.
             batch: number of images in the dry run.
             forward: the module's own forward function, for later calls.
         """
@@ -136,7 +136,7 @@ class Replay:
             if call > len(shapes):
                 return forward(*args, **kwargs)
             dry_rows, *rest = shapes[call - 1]
-            # One number, expanded: the zeros take no memory.
+            # Expand one number, so that the zeros take no memory.
             zero = torch.zeros((), dtype=self._dtype, device=self._images.device)
             return zero.expand(dry_rows * len(self._rows) // batch, *rest)
 
@@ -144,7 +144,7 @@ class Replay:
 
 
 def _with_weak_self(module: nn.Module) -> Callable[..., Any]:
-    """The forward function of a module, without a strong reference to the module."""
+    """Returns the forward function of a module, without a strong reference to the module."""
     forward: object = module.forward
     if not isinstance(forward, MethodType) or forward.__self__ is not module:
         return module.forward
@@ -153,12 +153,12 @@ def _with_weak_self(module: nn.Module) -> Callable[..., Any]:
 
 
 def repeat_batch(tensor: torch.Tensor, times: int) -> torch.Tensor:
-    """A copy of a batch that holds it ``times`` times, one after another."""
+    """Repeats a batch ``times`` times: ``(N, ...)`` becomes ``(times * N, ...)``, one copy after another."""
     return tensor.repeat(times, *[1] * (tensor.ndim - 1))
 
 
 def _ended_before(trace: Trace, layer: str) -> dict[str, list[int]]:
-    """The outermost modules that ended before the layer started, each with its outputs up to then."""
+    """Returns the outermost modules that ended before the layer started, with their outputs up to then."""
     found: dict[str, list[int]] = {}
     for name, value in trace.calls[: trace.started[layer]]:
         if value is not None:
@@ -169,9 +169,9 @@ def _ended_before(trace: Trace, layer: str) -> dict[str, list[int]]:
 
 
 def _read_after(trace: Trace, location: Location, ended: set[int]) -> set[int]:
-    """Those of the values ``ended``, and the input, that are read by operations after the layer.
+    """Returns the values among ``ended`` and the input that operations after the layer read.
 
-    Values that the model made outside any module are followed back to the values that they were made from.
+    Values that the model made outside any module are traced back to the values that they were made from.
     """
     made = trace.producer(location.value)
     later = trace.operations[trace.operations.index(made) + 1 if made else 0 :]

@@ -45,7 +45,7 @@ class Tap:
         self._attached = attached
         self._grad_mode = grad_mode()
         self._thread = threading.get_ident()
-        # A list per layer: a layer that runs twice must be noticed.
+        # One list per layer, so that a layer that runs twice is noticed.
         self._outputs: dict[str, list[torch.Tensor]] = {name: [] for name in names}
 
     def __enter__(self) -> "Tap":
@@ -64,7 +64,7 @@ class Tap:
         self._grad_mode.__exit__(None, None, None)
 
     def output(self, name: str) -> torch.Tensor:
-        """The output of a layer as the layer returned it, even if the model overwrote it later.
+        """Returns the output of a layer as the layer returned it, even if the model overwrote it later.
 
         Raises:
             ValueError: if the layer did not run exactly once.
@@ -94,7 +94,7 @@ class Tap:
         return hook
 
     def _tensor_to_keep(self, output: torch.Tensor) -> torch.Tensor:
-        """The tensor to record for a layer; also sets the grad mode for the rest of the pass."""
+        """Returns the tensor to record for a layer, and sets the grad mode for the rest of the pass."""
         if self._replacement is not None:
             torch.set_grad_enabled(self._caller_grad)
             return self._replacement
@@ -110,5 +110,5 @@ class Tap:
 
 
 def _quantize_like(rows: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-    """Rows in the type, scale and zero point of the quantized tensor ``like``."""
+    """Quantizes rows with the type, scale and zero point of the quantized tensor ``like``."""
     return torch.quantize_per_tensor(rows, like.q_scale(), like.q_zero_point(), like.dtype)

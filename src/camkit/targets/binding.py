@@ -1,7 +1,7 @@
 """Binding a target to the output of a model.
 
-Some targets are open until there is an output: ``None`` means the predicted class, which only the output
-tells. :func:`bind` makes a :class:`Bound` target from the first output. Later outputs, such as those of
+Some targets are open until there is an output: ``None`` means the predicted class, which depends on the
+output. :func:`bind` makes a :class:`Bound` target from the first output. Later outputs, such as those of
 masked images, are then scored for the same classes, even if the model predicts another class for them.
 """
 
@@ -96,12 +96,12 @@ class Scores:
 class BindableTarget(ABC):
     """A target that needs an output to decide something, such as the predicted class.
 
-    It can also be called with an output, as any target that is a function. It then decides anew each time.
+    Like a target that is a function, it can also be called with an output. Every such call decides anew.
     """
 
     @abstractmethod
     def bind(self, output: Any, count: int | None = None) -> Bound:
-        """Decides everything open by means of ``output``; see :func:`bind`."""
+        """Uses ``output`` to decide everything that the target leaves open; see :func:`bind`."""
 
     def __call__(self, output: Any) -> torch.Tensor:
         return self.bind(output).score(output)
@@ -196,7 +196,7 @@ def class_indices(target: Classes, output: object, images: int | None = None) ->
 
 
 def bind(target: Target | Bound, output: Any, count: int | None = None) -> Bound:
-    """Decides which classes a target explains, by means of the model's first output.
+    """Uses the model's first output to decide which classes a target explains.
 
     Args:
         target: classes, a key, or a function from the output to scores ``(N,)`` or ``(N, K)``. A target that
@@ -241,7 +241,7 @@ def scorer(formula: ClassFormula, classes: torch.Tensor) -> Callable[[torch.Tens
 
 
 def _checked(function: Callable[[Any], torch.Tensor], count: int | None) -> Callable[[Any], torch.Tensor]:
-    """Makes a user's function from the output to scores raise unless it returns N or N x K floats."""
+    """Wraps a user's function from the output to scores; raises unless it returns N or N x K floats."""
 
     def score(output: Any) -> torch.Tensor:
         result = function(output)
@@ -275,8 +275,8 @@ class OutputEntry(BindableTarget):
         # A string is an attribute of a dataclass or named tuple, unless the output is a dict.
         is_field = isinstance(self.key, str) and not isinstance(output, dict)
         fields = getattr(output, "_fields", ())
-        # Two look-ups would find something that is no entry: an index of a tensor is one image, and a name
-        # such as "count" is a method of every list and tuple.
+        # Two look-ups would succeed but return something that is not an entry of the output: indexing a
+        # tensor returns one image, and a name such as "count" is a method of every list and tuple.
         is_method = is_field and isinstance(output, list | tuple) and self.key not in fields
         if isinstance(output, torch.Tensor) or is_method:
             raise self._missing(output)
@@ -319,7 +319,7 @@ def key(key: Hashable, target: Target = None) -> Callable[[Any], torch.Tensor]:
             each image.
 
     Returns:
-        A target. It raises a ``TypeError`` if the output has no such entry.
+        A target. A call with it raises a ``TypeError`` if the output has no such entry.
 
     Example:
         >>> import camkit, torch

@@ -20,7 +20,7 @@ from camkit.targets.binding import (
 
 @dataclass(frozen=True, eq=False)
 class ClassScore(BindableTarget):
-    """A target that applies one formula of the logits to each of some classes.
+    """A target that scores classes by a formula of the logits.
 
     Attributes:
         formula: from logits ``(N, classes)`` and class indices ``(N, K)`` to scores ``(N, K)``.
@@ -32,7 +32,7 @@ class ClassScore(BindableTarget):
 
     def bind(self, output: torch.Tensor, count: int | None = None) -> Bound:
         classes = class_indices(self.classes, output, count)
-        # The target that is reported names the classes, so that it explains the same classes again.
+        # Report a target with these classes filled in, so that the user can explain the same classes again.
         return Bound(scorer(self.formula, classes), replace(self, classes=classes), classes=classes)
 
 
@@ -114,7 +114,7 @@ class ClassContrast(BindableTarget):
         else:
             logits = output.detach()
             distance = (logits[:, None] - logits.gather(1, rows)[:, :, None]).abs()
-            # A class is nearest to itself. The infinite distance rules it out.
+            # Every class is nearest to itself. The infinite distance excludes it from its own neighbours.
             distance.scatter_(2, rows[:, :, None], torch.inf)
             others = distance.topk(min(self.similar, output.shape[1] - 1), largest=False).indices
 
@@ -131,8 +131,7 @@ def contrast(classes: Classes, against: Classes) -> Callable[[Any], torch.Tensor
 
     .. math:: y = z_c - \operatorname{mean}_{j \in \text{against}} z_j
 
-    If the class c is compared with itself, the score is zero, and so is
-    the map.
+    If the class c is compared with itself, the score is zero, and so is a map that depends on the score.
 
     Args:
         classes: classes as ``target=`` takes them; ``None`` for the predicted class of each image.
@@ -140,7 +139,7 @@ def contrast(classes: Classes, against: Classes) -> Callable[[Any], torch.Tensor
             images, or one per image ``(N,)``. Of several classes per image, ``(N, K)``, their mean is used.
 
     Returns:
-        A target.
+        A target. A call with it raises a ``ValueError`` if the model has fewer than two classes.
 
     Example:
         >>> import camkit, torch
@@ -164,7 +163,8 @@ def finer(classes: Classes = None, *, share: float = 0.6, similar: int = 3) -> C
             used.
 
     Returns:
-        A target for any method. With :class:`camkit.GradCAM` it is the method of the paper.
+        A target for any method. With :class:`camkit.GradCAM` it is the method of the paper. A call with it
+        raises a ``ValueError`` if the model has fewer than two classes.
 
     Raises:
         ValueError: if ``similar`` or ``share`` is out of range.

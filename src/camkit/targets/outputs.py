@@ -10,7 +10,7 @@ from camkit._tools import checks
 
 
 def pixels(mask: torch.Tensor | np.ndarray[Any, Any], category: int) -> Callable[[Any], torch.Tensor]:
-    r"""Explains a category over a set of pixels of a segmentation.
+    r"""Explains a category of a segmentation, summed over a set of pixels.
 
     .. math:: y = \sum_{(i, j) \in \text{mask}} z_{c, i, j}
 
@@ -23,7 +23,8 @@ def pixels(mask: torch.Tensor | np.ndarray[Any, Any], category: int) -> Callable
 
     Returns:
         A target. If the output is a dict, as torchvision's segmentation models return it, use
-        ``key("out", pixels(mask, category))``.
+        ``key("out", pixels(mask, category))``. A call with it raises a ``TypeError`` if the output is not
+        ``(N, classes, H, W)``, and a ``ValueError`` if the mask or the category does not fit the output.
 
     Raises:
         ValueError: if the mask is not of bools, or has no pixel for some image.
@@ -61,14 +62,14 @@ def pixels(mask: torch.Tensor | np.ndarray[Any, Any], category: int) -> Callable
             expected = f"the output's size {size}, for all or each of {len(output)} images"
             raise ValueError(checks.error_message("mask", expected, checks.shape_of(chosen)))
         inside = chosen.to(output.device).expand(len(output), *output.shape[-2:])
-        # A product with the mask would turn an infinite score outside it into NaN.
+        # Use where() and not a product, which would turn an infinite score outside the mask into NaN.
         return torch.where(inside, output[:, category], 0).sum((1, 2))
 
     return score
 
 
 def box(corners: Sequence[float] | torch.Tensor, label: int) -> Callable[[Any], torch.Tensor]:
-    r"""Explains one box of a detector by the best detection of it.
+    r"""Explains one box of a detector, by the detection that matches it best.
 
     .. math:: y = \max_{j:\, l_j = l} s_j \operatorname{IoU}(b_j, b)
 
@@ -83,7 +84,8 @@ def box(corners: Sequence[float] | torch.Tensor, label: int) -> Callable[[Any], 
 
     Returns:
         A target for models that return one dict per image, with ``boxes``, ``labels`` and ``scores``, as
-        torchvision's detectors do.
+        torchvision's detectors do. A call with it raises a ``TypeError`` for another output, and a
+        ``ValueError`` if the number of boxes is not that of the images.
 
     Raises:
         ValueError: if ``corners`` is not a box, or not one per image.
@@ -120,7 +122,7 @@ def box(corners: Sequence[float] | torch.Tensor, label: int) -> Callable[[Any], 
     def best(found: dict[str, torch.Tensor], one: torch.Tensor) -> torch.Tensor:
         boxes = found["boxes"]
         fits = _iou(boxes, one.to(boxes)) * found["scores"] * (found["labels"] == label)
-        # The added zero is the score if nothing is detected, where a maximum of nothing would raise.
+        # Append a zero, the score if nothing is detected: the maximum of an empty tensor would raise.
         return torch.cat([fits, fits.new_zeros(1)]).amax()
 
     return score
@@ -128,7 +130,7 @@ def box(corners: Sequence[float] | torch.Tensor, label: int) -> Callable[[Any], 
 
 def _iou(boxes: torch.Tensor, one: torch.Tensor) -> torch.Tensor:
     """Intersection over union of boxes ``(M, 4)`` with one box ``(4,)``, as ``(M,)``."""
-    # The sides of the intersection; none where the boxes lie apart.
+    # The sides of the intersection, zero if the boxes lie apart.
     sides = (torch.minimum(boxes[:, 2:], one[2:]) - torch.maximum(boxes[:, :2], one[:2])).clamp(min=0)
     shared = sides.prod(1)
     return shared / ((boxes[:, 2:] - boxes[:, :2]).prod(1) + (one[2:] - one[:2]).prod() - shared)
@@ -145,7 +147,8 @@ def similarity(embedding: torch.Tensor) -> Callable[[Any], torch.Tensor]:
         embedding: the embedding e to compare with: ``(D,)`` for all images, or one per image ``(N, D)``.
 
     Returns:
-        A target, with scores in [-1, 1].
+        A target, with scores in [-1, 1]. A call with it raises a ``ValueError`` if the output is not
+        ``(N, D)``, or if ``embedding`` does not fit it.
 
     Raises:
         TypeError: if ``embedding`` is not a tensor.
