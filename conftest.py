@@ -1,4 +1,7 @@
-"""Runs every Python block of README and docs, each page in one namespace, offline and in an empty folder."""
+"""Runs every Python block of the README and the documentation, offline.
+
+The blocks of one page share one namespace. Each block runs in a temporary folder of its own.
+"""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,7 +21,7 @@ mpl.use("Agg")
 
 @pytest.fixture
 def page() -> Iterator[None]:
-    """A folder with a photo in it, and random numbers in the place of published weights."""
+    """Runs a block in a folder that holds a photo, with random weights in place of the published ones."""
 
     def random_weights(self: WeightsEnum, *args: Any, **kwargs: Any) -> Any:
         name = type(self).__name__.removesuffix("_Weights").lower()

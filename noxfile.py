@@ -1,4 +1,4 @@
-"""Everything that can be run on the project: ``python -m nox -s NAME``, or ``python -m nox`` for all."""
+"""The checks of the project: ``python -m nox -s NAME`` runs one, ``python -m nox`` all but ``bench``."""
 
 import shutil
 from pathlib import Path
@@ -20,24 +20,25 @@ def groups(*names: str) -> list[str]:
 
 @nox.session
 def demo(session: nox.Session) -> None:
-    """The Pokémon experiment on built-in data; arguments go to ``pokemon_cam run``."""
+    """Runs the Pokémon experiment on built-in data; arguments go to ``pokemon_cam run``."""
     session.install(".", f"./{POKEMON}")
     session.run("python", "-m", "pokemon_cam", "run", *session.posargs)
 
 
 @nox.session
 def tests(session: nox.Session) -> None:
-    """The quick tests; ``-- -m slow`` runs the long ones, ``-- -m ''`` all."""
+    """Runs the quick tests; ``-- -m slow`` runs the slow ones, and ``-- -m ''`` runs all."""
     session.install("-e", ".", "-e", f"./{POKEMON}", *groups("tests"))
     arguments = session.posargs or ["-m", "not slow"]
-    # A test computes with one thread; of more processes than these, each with a large model, memory runs out.
+    # Each test computes with one thread, so that several processes can run at once. With more than four,
+    # each holding a large model, memory runs out.
     processes = ["-n", "auto", "--maxprocesses", "4", "--dist", "worksteal"]
     session.run("python", "-m", "pytest", *processes, *arguments, env={"OMP_NUM_THREADS": "1"})
 
 
 @nox.session
 def lint(session: nox.Session) -> None:
-    """Ruff: rules and format."""
+    """Checks the rules and the format with Ruff."""
     session.install(*groups("lint"))
     session.run("ruff", "check", ".")
     session.run("ruff", "format", "--check", ".")
@@ -45,21 +46,21 @@ def lint(session: nox.Session) -> None:
 
 @nox.session
 def types(session: nox.Session) -> None:
-    """mypy in strict mode over the package, its tests and the example."""
+    """Checks the types of the package, its tests and the example with mypy in strict mode."""
     session.install("-e", ".", "-e", f"./{POKEMON}", *groups("types"))
     session.run("mypy")
 
 
 @nox.session
 def bench(session: nox.Session) -> None:
-    """The benchmark against the peers, which takes an hour; arguments go to ``benchmarks/speed.py``."""
+    """Measures camkit and the peers, which takes an hour; arguments go to ``benchmarks/speed.py``."""
     session.install(".", *groups("bench"))
     session.run("python", "benchmarks/speed.py", *session.posargs)
 
 
 @nox.session
 def docs(session: nox.Session) -> None:
-    """The documentation, warnings as errors, and the examples in its docstrings."""
+    """Builds the documentation with warnings as errors, and runs the examples in the docstrings."""
     session.install("-e", ".", *groups("docs"))
     for builder in ("html", "doctest"):
         session.run("sphinx-build", "-W", "-n", "-q", "-b", builder, "docs", f"docs/_build/{builder}")
@@ -67,13 +68,13 @@ def docs(session: nox.Session) -> None:
 
 @nox.session
 def build(session: nox.Session) -> None:
-    """The wheel and the source distribution, checked, and imported from the installed wheel."""
+    """Builds and checks the wheel and the source distribution; imports camkit from the installed wheel."""
     session.install(*groups("build"))
     shutil.rmtree("dist", ignore_errors=True)
     session.run("python", "-m", "build", "--installer", "uv")
     session.run("twine", "check", "--strict", *map(str, Path("dist").iterdir()))
     (wheel,) = Path("dist").glob("*.whl")
     session.install(str(wheel))
-    here = session.create_tmp()  # not the repository, so that only the wheel can be imported
+    here = session.create_tmp()  # outside the repository, so that Python can only import the wheel
     with session.chdir(here):
         session.run("python", "-c", "import camkit; print(camkit.__version__, camkit.__file__)")

@@ -1,12 +1,12 @@
-"""What all tests share."""
+"""Settings and fixtures for all tests."""
 
 import pytest
 import torch
 
-# Its asserts tell what they compared.
+# Let pytest show the compared values when an assert in the helpers fails.
 pytest.register_assert_rewrite("helpers")
 
-# The networks are tiny: sharing one out among threads costs more than it computes.
+# The networks are tiny, so that starting several threads takes longer than the computation itself.
 torch.set_num_threads(1)
 
 

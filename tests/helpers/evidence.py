@@ -1,4 +1,4 @@
-"""The evidence of one forward pass, as methods get it."""
+"""Makes the :class:`camkit.Evidence` that a method receives from a forward pass."""
 
 from typing import Any
 
@@ -13,6 +13,6 @@ from camkit.passes.evidence import gather
 def evidence_at(
     model: nn.Module, x: Tensor, layer: str, target: Any = 1, *, gradient: bool = False
 ) -> Evidence:
-    """The evidence of a model in evaluation mode at one layer."""
+    """The evidence at one layer of a model that is in evaluation mode."""
     place = locate(DryRun.of(model, (2, *x.shape[1:])), layer)
     return gather(model, Inputs(x), target, [place], gradient=gradient)[0]

@@ -1,4 +1,4 @@
-"""torchvision's classification families, and tiny networks of every kind of head."""
+"""torchvision's classification families, narrow members of them, and tiny networks with all kinds of head."""
 
 import random
 from collections.abc import Callable, Iterator
@@ -34,7 +34,17 @@ Network = TypeVar("Network", bound=nn.Module)
 
 
 class Family(NamedTuple):
-    """One model of a family: where its features end, their shape at 224, and whether CAM needs surgery."""
+    """One model of a family of torchvision.
+
+    Attributes:
+        name: its name in torchvision.
+        layer: the layer where its features end.
+        channels: the number of channels of that layer.
+        size: the spatial size of that layer for an image of 224 x 224.
+        exact: whether CAM explains the model without head surgery.
+        in_the_way: the operation that CAM's error names, if it does not.
+        fixed_size: whether the model takes only images of 224 x 224.
+    """
 
     name: str
     layer: str
@@ -83,7 +93,7 @@ def randomize(model: Network) -> Network:
             if parameter.ndim > 1:
                 bound = ((6 if parameter.ndim == 4 else 3) / parameter[0].numel()) ** 0.5
                 parameter.uniform_(-bound, bound)
-            elif key.endswith("weight"):  # of a norm
+            elif key.endswith("weight"):  # the weight of a normalisation layer
                 parameter.uniform_(0.5, 1.5)
             else:
                 parameter.uniform_(-0.2, 0.2)
@@ -97,7 +107,7 @@ def randomize(model: Network) -> Network:
 
 @contextmanager
 def without_initialisation() -> Iterator[None]:
-    """torchvision's own initialisation takes minutes over all models, and leaves ViT's head at zero."""
+    """Skips the initialisation, which takes minutes over all models and leaves the head of ViT at zero."""
     with pytest.MonkeyPatch.context() as patch:
         for name in dir(nn.init):
             if name.endswith("_") and not name.startswith("_"):
@@ -106,20 +116,20 @@ def without_initialisation() -> Iterator[None]:
 
 
 def images(family: Family, count: int = 2) -> Tensor:
-    """A batch of noise, as small as the family takes it."""
+    """A batch of noise, as small as the family accepts."""
     size = (224, 224) if family.fixed_size else (128, 112) if family.name == "inception_v3" else (96, 80)
     return torch.randn(count, 3, *size)
 
 
 class Narrow(NamedTuple):
-    """A family's own class with few channels and blocks.
+    """A small instance of a family's own class, with few channels and blocks.
 
     Attributes:
         make: makes the model.
-        shape: of one input.
-        layer: an early layer with few channels, for the methods that take a pass for each.
-        relus: whether it uses ReLUs.
-        relevance: whether all that follows its last spatial layer has a rule of relevance.
+        shape: the shape of one input.
+        layer: an early layer with few channels, for the methods that need one pass per channel.
+        relus: whether the model uses ReLUs.
+        relevance: whether relevance propagation has a rule for every operation after the last spatial layer.
     """
 
     make: Callable[[], nn.Module]
@@ -134,7 +144,7 @@ CLASSES = 5
 
 
 class Sixteenth(BasicConv2d):  # type: ignore[misc]
-    """A convolution of GoogLeNet's and Inception's with a sixteenth of the channels."""
+    """The convolution of GoogLeNet and Inception, with a sixteenth of the channels."""
 
     def __init__(self, before: int, after: int, **kwargs: Any) -> None:
         super().__init__(before if before == 3 else before // 16, after // 16, **kwargs)
@@ -146,7 +156,7 @@ def _with_head(model: nn.Module, name: str, *layers: nn.Module) -> nn.Module:
 
 
 def _classifier(features: int) -> list[nn.Module]:
-    """The head of AlexNet and VGG, narrow."""
+    """A narrow version of the head of AlexNet and VGG."""
     layers = [nn.Linear(features, 16), nn.ReLU(inplace=True), nn.Dropout(), nn.Linear(16, CLASSES)]
     return [nn.Dropout(), *layers]
 
@@ -258,26 +268,27 @@ NARROW = {
 
 
 def narrow(name: str) -> nn.Module:
-    """A narrow member of a family, with random weights of its own, in evaluation mode."""
+    """A narrow member of a family, with the same random weights at every call, in evaluation mode."""
     with without_initialisation(), torch.random.fork_rng([]):
         torch.manual_seed(0)
         return randomize(NARROW[name].make())
 
 
 def write(model: Any, x: Tensor) -> None:
-    """Buffers: one in place, and one by putting another tensor there."""
+    """Changes two buffers: one in place, and one by assigning another tensor."""
     model.passes += 1
     model.seen = x.detach().amax((0, 2, 3))
 
 
 def draw(model: Any, x: Tensor) -> None:
+    """Draws a random number from Python, from NumPy and from torch."""
     random.random()
     np.random.rand()
     torch.rand(())
 
 
 def beginning(begin: Callable[[Any, Tensor], None], family: str) -> nn.Module:
-    """A narrow model with a forward pass that begins so, in evaluation mode too."""
+    """A narrow model whose forward pass first calls ``begin``, in training and in evaluation mode."""
     model = narrow(family)
     kind: Any = type(model)
 
@@ -293,7 +304,7 @@ def beginning(begin: Callable[[Any, Tensor], None], family: str) -> nn.Module:
 
 
 class Plain(nn.Module):
-    """Convolution, BatchNorm, in-place ReLU, pooling in the middle, GAP, linear."""
+    """Two convolutions with in-place ReLUs, BatchNorm, max pooling; global average pooling, linear layer."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -312,7 +323,7 @@ class Plain(nn.Module):
 
 
 class Residual(nn.Module):
-    """Ends in a sum that is made in place over a layer's output, then an in-place ReLU; two linear layers."""
+    """A residual sum written in place into a layer's output, then an in-place ReLU and two linear layers."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -331,7 +342,7 @@ class Residual(nn.Module):
 
 
 class Branching(nn.Module):
-    """Two branches concatenated; a functional ReLU between the last module and the pooling."""
+    """Two concatenated branches, with a functional ReLU between the last spatial module and the pooling."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -347,7 +358,7 @@ class Branching(nn.Module):
 
 
 class ChannelsLast(nn.Module):
-    """Features in NHWC, as Swin's, with a LayerNorm, pooled over the middle dimensions."""
+    """Features in NHWC like those of Swin, with a LayerNorm, pooled over the two middle dimensions."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -361,7 +372,7 @@ class ChannelsLast(nn.Module):
 
 
 class Tokens(nn.Module):
-    """A small ViT with a class token: one attention block, a norm, a head that reads the class token."""
+    """A small ViT: one attention block, a LayerNorm, and a head that reads the class token."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -384,7 +395,7 @@ class Tokens(nn.Module):
 
 
 class Digits(nn.Module):
-    """The classic: convolutions, functional pooling, flatten, two linear layers; only one input size."""
+    """A digit classifier: convolutions, pooling, flatten, two linear layers; it takes only one input size."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -400,7 +411,7 @@ class Digits(nn.Module):
 
 
 class Skip(nn.Module):
-    """A residual block of convolutions, BatchNorms and ReLUs alone: what relevance has rules for."""
+    """A residual network of convolutions, BatchNorm, ReLUs and poolings, which all have a relevance rule."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -420,7 +431,7 @@ class Skip(nn.Module):
 
 
 class Block(nn.Module):
-    """One block of a transformer."""
+    """One transformer block, with the norms before the attention and the MLP."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -436,7 +447,7 @@ class Block(nn.Module):
 
 
 class Transformer(nn.Module):
-    """Two blocks, a class token before the patches and a register after them."""
+    """Two transformer blocks, with a class token before the patches and a register token after them."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -456,7 +467,7 @@ class Transformer(nn.Module):
 
 
 class Tiny(NamedTuple):
-    """A tiny network, one input's shape, and the layer that Grad-CAM looks at."""
+    """A tiny network, the shape of one input, and the layer that Grad-CAM explains."""
 
     model: type[nn.Module]
     shape: tuple[int, int, int]
@@ -474,7 +485,7 @@ TINY = [
 
 
 def tiny(kind: type[Network]) -> Network:
-    """A tiny network in float64 and evaluation mode, its normalisation layers not the identity."""
+    """A tiny network in float64 and evaluation mode; its normalisation layers get random parameters."""
     model = kind().double().eval()
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d | nn.LayerNorm):

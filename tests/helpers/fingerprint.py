@@ -1,4 +1,4 @@
-"""All that must be as it was after explaining."""
+"""Fingerprints of everything that an explanation must leave unchanged."""
 
 import hashlib
 import random
@@ -19,7 +19,7 @@ _PLAIN = (bool, int, float, str, type(None))
 
 
 def fingerprint(model: nn.Module) -> dict[str, Any]:
-    """Everything about a model and the process that explaining must not change, in a comparable form."""
+    """The state of a model and of the process that an explanation must not change, in a comparable form."""
     tensors = dict(_tensors(model))
     modules = list(model.modules())
     return {
@@ -48,7 +48,7 @@ def fingerprint(model: nn.Module) -> dict[str, Any]:
 
 
 def process() -> dict[str, Any]:
-    """Everything about the process alone."""
+    """The part of the fingerprint that describes the process: global settings and random states."""
     state = np.random.get_state(legacy=True)
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
     return {
@@ -78,7 +78,7 @@ def process() -> dict[str, Any]:
 
 
 def attention_kernels() -> list[bool]:
-    """Which kernels torch may use for attention."""
+    """Whether torch may use each of its attention kernels: flash, memory-efficient, math and cuDNN."""
     backends = torch.backends.cuda
     return [
         backends.flash_sdp_enabled(),
@@ -89,7 +89,7 @@ def attention_kernels() -> list[bool]:
 
 
 def hooks_of(model: nn.Module) -> int:
-    """How many hooks there are, of every kind, on modules, on parameters, and on all modules at once."""
+    """The number of hooks of every kind: on modules, on their tensors, and global ones for all modules."""
     on_modules = [getattr(module, hooks) for module in model.modules() for hooks in _HOOKS]
     on_tensors = [getattr(t, hooks, None) for _, t in _tensors(model) for hooks in _TENSOR_HOOKS]
     on_all = [getattr(torch.nn.modules.module, name) for name in _GLOBAL_HOOKS]
@@ -97,7 +97,7 @@ def hooks_of(model: nn.Module) -> int:
 
 
 def bits(tensor: Tensor) -> str:
-    """A digest of a tensor's shape, type and every bit."""
+    """A digest of the shape, the dtype and every bit of a tensor."""
     if is_lazy(tensor) or tensor.is_meta:
         return "no numbers"
     raw = tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
@@ -105,7 +105,7 @@ def bits(tensor: Tensor) -> str:
 
 
 def _tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Parameters, buffers, and tensors that are plain attributes."""
+    """The parameters, the buffers, and the tensors that are plain attributes of modules."""
     yield from model.named_parameters()
     yield from model.named_buffers()
     for name, module in model.named_modules():

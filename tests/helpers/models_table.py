@@ -1,8 +1,9 @@
-"""What works on each of torchvision's models, as docs/models.md shows it.
+"""The table in docs/models.md, which shows the methods that work on each model of torchvision.
 
 ``python -m helpers.models_table``, run in ``tests``, runs every model with random weights and writes that
-page; with names, such as ``resnet18 fcn_resnet50``, it prints their rows. A long test holds the page to the
-code.
+page. With names of models, such as ``resnet18 fcn_resnet50``, it only prints their rows.
+``models/test_torchvision.py`` compares the page with new runs: a few models in a quick test, all others in a
+slow one.
 """
 
 import sys
@@ -20,25 +21,28 @@ from camkit import Inputs, targets
 from helpers.families import randomize, without_initialisation
 
 PAGE = Path(__file__).parents[2] / "docs" / "models.md"
-HEAD = """# What works on which model
+HEAD = """# Which methods work on which model
 
-All of `torchvision.models.list_models()`, run with random weights by `python -m helpers.models_table` in
-`tests`, with nothing configured but the target: a class; for segmentation one class's pixels, for detectors
-the sum of the scores, for RAFT the size of the flow. A test holds this page to the code.
+The table shows all models of `torchvision.models.list_models()`. `python -m helpers.models_table`, run in
+`tests`, runs each of them with random weights and writes this page. Only the target is chosen: a class; for
+segmentation the pixels of one class; for detectors the sum of the scores; for RAFT the size of the flow. A
+test compares the page with new runs of the models.
 
-- **layer**: where a map is made if none is named, with its channels and size for the input given, and its
+- **layer**: the layer that camkit finds, with its channels and spatial size for the given input, and its
   layout if that is not channels first.
-- **CAM**: exact as the model is. **surgery**: the layer where `attach_gap_head` ends the trunk.
-- **gradient**: `GradCAM` and all that weigh the activation by a gradient.
-- **activation**: `EigenCAM` and the like.
-- **masks**: `ScoreCAM`, `AblationCAM` and the like (two channels were tried).
-- **LIFT**: `LIFTCAM`; *about* where it warns that contributions do not sum to the change of the score.
-- **relevance**: `RelevanceCAM`; *about* where it warns that relevance is lost.
-- **LeGrad**: the number of blocks.
+- **CAM**: whether `CAM` explains the model without head surgery.
+- **surgery**: the layer where `attach_gap_head` ends the trunk.
+- **gradient**: `GradCAM` and the other methods that weigh the activation by a gradient.
+- **activation**: `EigenCAM` and the other methods that only read the activation.
+- **masks**: `ScoreCAM`, `AblationCAM` and the other methods that score each channel; tried on two channels.
+- **LIFT**: `LIFTCAM`; *about* if it warns that the contributions do not sum to the change of the score.
+- **relevance**: `RelevanceCAM`; *about* if it warns that the rules do not conserve relevance.
+- **LeGrad**: the number of blocks that `LeGrad` explains.
 
-A dash: an error says why not; on detectors, which choose boxes by numbers, LIFT and relevance were not tried.
-RAFT's flow is made of many passes of one block, so a layer is to be named: `context_encoder`. Quantized
-models are here as `quantize=True` makes them: nothing in them has a gradient.
+A dash means that an error says why the method does not apply. LIFT and relevance were not tried on
+detectors, which select boxes by their numbers. RAFT computes its flow by many passes through one block, so
+you must name a layer; here it is `context_encoder`. Quantized models are made with `quantize=True`; nothing
+in them has a gradient.
 """
 WAYS = ("gradient", "activation", "masks", "LIFT", "relevance", "LeGrad")
 COLUMNS = ["model", "input", "layer", "CAM", "surgery", *WAYS]
@@ -48,16 +52,16 @@ SEGMENTATION = ("deeplab", "fcn_", "lraspp")
 
 
 def build(name: str) -> nn.Module:
-    """A model with random weights; a quantized one as torchvision makes it."""
+    """A model with random weights; a quantized model keeps those that torchvision gives it."""
     if name.startswith("quantized_"):
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of a quantization without calibration, and of its deprecation
+            warnings.simplefilter("ignore")  # quantized without calibration; deprecated
             model: nn.Module = torchvision.models.get_model(name, weights=None, quantize=True)
         return model.eval()
     own: dict[str, Any] = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}
     if any(part in name for part in (*DETECTION, *SEGMENTATION)):
         own["weights_backbone"] = None
-    if any(part in name for part in DETECTION):  # random numbers in their heads are boxes without end
+    if any(part in name for part in DETECTION):  # random heads find very many boxes: limit them
         if "ssd" not in name:
             own |= {"min_size": 160, "max_size": 256}
         if "rcnn" in name:
@@ -70,7 +74,7 @@ def build(name: str) -> nn.Module:
 
 
 def example(name: str) -> tuple[Any, Any]:
-    """An input, and a target."""
+    """An input for a model, and a target."""
     torch.manual_seed(0)
     if name.startswith("raft"):
         return (torch.rand(1, 3, 128, 160), torch.rand(1, 3, 128, 160)), flow
@@ -87,17 +91,17 @@ def example(name: str) -> tuple[Any, Any]:
 
 
 def flow(output: list[Tensor]) -> Tensor:
-    """The size of RAFT's last flow."""
+    """The sum of squares of RAFT's last flow, for each image."""
     return output[-1].square().sum((1, 2, 3))
 
 
 def detected(output: list[dict[str, Tensor]]) -> Tensor:
-    """The sum of a detector's scores, and of its boxes, so that there is something where no score is high."""
+    """The sum of a detector's scores, plus a small share of its boxes in case that no score is high."""
     return torch.stack([found["scores"].sum() + 1e-3 * found["boxes"].sum() for found in output])
 
 
 class TwoChannels:
-    """Scores two channels only, and takes them for the others too."""
+    """Scores only two channels, and uses the second score for all other channels."""
 
     def in_chunks(self, rescore: Callable[[range], Tensor], count: int, images: int) -> Tensor:
         two = rescore(range(2))
@@ -105,15 +109,15 @@ class TwoChannels:
 
 
 class ScoreCAM(TwoChannels, camkit.ScoreCAM):
-    """Score-CAM of two channels."""
+    """Score-CAM that scores two channels."""
 
 
 class AblationCAM(TwoChannels, camkit.AblationCAM):
-    """Ablation-CAM of two channels."""
+    """Ablation-CAM that scores two channels."""
 
 
 def tried(method: Any, model: nn.Module, x: Any, target: Any) -> tuple[camkit.Explanation | None, str]:
-    """An explanation and how it went: ``yes``, ``about`` or a dash."""
+    """The explanation, or ``None`` if the method refuses; and the cell: ``yes``, ``about`` or a dash."""
     layer = (
         {"layer": "context_encoder"} if type(model).__name__ == "RAFT" and method is not camkit.CAM else {}
     )
@@ -142,7 +146,7 @@ def row(name: str) -> list[str]:
     _, cam = tried(camkit.CAM, model, x, target)
     masks = {tried(method, model, x, target)[1] for method in (ScoreCAM, AblationCAM)}
     lift = relevance = "–"
-    if target is not detected:  # what follows the layer there chooses by numbers
+    if target is not detected:  # a detector selects boxes by numbers after the layer
         _, lift = tried(camkit.LIFTCAM, model, x, target)
         _, relevance = tried(camkit.RelevanceCAM, model, x, target)
     legrad, blocks = tried(camkit.LeGrad, model, x, target)
@@ -155,7 +159,7 @@ def row(name: str) -> list[str]:
 
 
 def shown(model: nn.Module, x: Any) -> str:
-    """Name, shape and layout of the layer that is found."""
+    """The name, shape and layout of the layer that camkit finds; for RAFT of ``context_encoder``."""
     layer = "context_encoder" if type(model).__name__ == "RAFT" else None
     place = camkit.EigenCAM(model, layer)._locate(Inputs.of(x))[0]
     shape, layout = "×".join(map(str, (place.channels, *place.size))), str(place.layout)
@@ -163,7 +167,10 @@ def shown(model: nn.Module, x: Any) -> str:
 
 
 def surgery_of(model: nn.Module, x: Any) -> str:
-    """The layer where the trunk ends, if the network that comes of it is what it should be."""
+    """The layer where the trunk ends; a dash if surgery refuses the model, or if it takes several inputs.
+
+    Asserts that the maps of the new network are exact: their mean plus the bias is the logit.
+    """
     if not isinstance(x, Tensor):
         return "–"
     try:
@@ -179,13 +186,13 @@ def surgery_of(model: nn.Module, x: Any) -> str:
 
 
 def page(rows: list[list[str]]) -> str:
-    """The whole page."""
+    """The text of the whole page."""
     lines = [COLUMNS, ["---"] * len(COLUMNS), *rows]
     return HEAD + "\n" + "\n".join("| " + " | ".join(cells) + " |" for cells in lines) + "\n"
 
 
 def main() -> None:
-    """Writes the page, or prints some rows."""
+    """Prints the rows of the given models; writes the page if there are rows of all models."""
     names = sys.argv[1:] or torchvision.models.list_models()
     rows = []
     for name in names:

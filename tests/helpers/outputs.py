@@ -1,4 +1,4 @@
-"""Outputs of models, written by hand, and how a target scores them."""
+"""Model outputs written by hand, and functions that score them by a target."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,38 +9,38 @@ from torch import Tensor, nn
 
 from camkit.targets import bind
 
-#: Logits of two images; FIRST predicts the classes 1 and 0, OTHER the classes 0 and 2.
+#: Logits of two images. FIRST predicts the classes 1 and 0, and OTHER predicts the classes 0 and 2.
 LOGITS = FIRST = torch.tensor([[1.0, 5.0, 2.0], [7.0, 0.0, 3.0]])
 OTHER = torch.tensor([[4.0, 0.0, 1.0], [0.0, 2.0, 9.0]])
 
-#: A mask of pixels, and the output of a segmentation of two images with three categories.
+#: A mask of pixels, and the output ``(N, categories, H, W)`` of a segmentation with three categories.
 MASK = torch.tensor([[True, False, False], [False, True, True]])
 SEGMENTED = torch.arange(36.0).reshape(2, 3, 2, 3)
 
-#: Three boxes: the second overlaps the first by a third of their union, the last overlaps neither.
+#: Three boxes: A and HALF overlap by a third of their union, and FAR overlaps neither.
 A, HALF, FAR = [0.0, 0.0, 4.0, 2.0], [2.0, 0.0, 6.0, 2.0], [5.0, 3.0, 15.0, 13.0]
 
-#: Makes the output of a model from features and logits.
+#: A function that makes the output of a model from its features and logits.
 Wrap = Callable[[Tensor, Tensor], Any]
 
 
 @dataclass
 class Output:
-    """The output of a model as a dataclass."""
+    """A model output that is a dataclass."""
 
     features: Any
     logits: Tensor
 
 
 class Named(NamedTuple):
-    """The output of a model as a named tuple."""
+    """A model output that is a named tuple."""
 
     features: Any
     logits: Tensor
 
 
 class Wrapped(nn.Module):
-    """A network that returns features beside its logits."""
+    """A network that returns features and logits, combined by ``wrap``."""
 
     def __init__(self, inner: nn.Module, wrap: Wrap) -> None:
         super().__init__()
@@ -51,18 +51,18 @@ class Wrapped(nn.Module):
 
 
 def scores(target: Any, output: Any, count: int) -> tuple[torch.Tensor, Any]:
-    """The scores of an output, and the target that is reported for it."""
+    """The scores of an output of ``count`` images, and the target that an explanation would report."""
     bound = bind(target, output, count)
     return bound.score(output), bound.target
 
 
 def refused(make: Any, output: Any) -> Any:
-    """Makes a target and scores an output of two images, either of which should raise."""
+    """Makes a target and scores an output of two images with it; one of the two steps should raise."""
     return bind(make(), output, 2).score(output)
 
 
 def detections(*found: tuple[list[float], int, float]) -> dict[str, Tensor]:
-    """What a detector of torchvision returns for one image, from boxes, labels and scores."""
+    """The output of a torchvision detector for one image, made from boxes, labels and scores."""
     boxes, labels, certainties = zip(*found, strict=True) if found else ((), (), ())
     return {
         "boxes": torch.tensor(boxes).reshape(-1, 4),

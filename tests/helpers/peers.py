@@ -1,4 +1,4 @@
-"""Networks, inputs and comparisons for tests against other libraries."""
+"""Networks, inputs and comparisons for the tests against other libraries, the peers."""
 
 from collections.abc import Callable
 from functools import cache
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 import camkit
 from helpers.families import build
 
-# Peers add an epsilon to denominators, which is next to nothing where scores are large.
+# Peers add an epsilon to denominators. Scores are multiplied by this number, to make the epsilon negligible.
 SCALE = 1e6
 
 SHAPES = {"resnet18": (2, 3, 64, 96), "vgg16": (2, 3, 48, 64), "alexnet": (2, 3, 64, 96)}
@@ -19,8 +19,11 @@ Targets = list[Callable[[Tensor], Tensor]]
 
 @cache
 def network(name: str) -> nn.Module:
-    """A torchvision network in float64, its parameters fixed, out of place; classifiers with ten classes."""
-    with torch.random.fork_rng():  # the same whichever test is the first to ask
+    """A torchvision network in float64, with fixed parameters and no in-place ReLU.
+
+    AlexNet and VGG16 get a small classifier with ten classes.
+    """
+    with torch.random.fork_rng():  # the weights do not depend on which test calls first
         torch.manual_seed(0)
         model = build(name).requires_grad_(False)
         if name in ("vgg16", "alexnet"):
@@ -34,7 +37,7 @@ def network(name: str) -> nn.Module:
 
 
 def small(*head: nn.Module, stride: int = 1, channels: int = 6) -> nn.Sequential:
-    """A small network in float64: features that end in a ReLU and hold zeros, then the head."""
+    """A small network in float64: features that end in a ReLU, so that some are zero, then the head."""
     features = nn.Sequential(
         nn.Conv2d(3, 5, 3, stride, padding=1), nn.ReLU(), nn.Conv2d(5, channels, 3, padding=1), nn.ReLU()
     )
@@ -46,7 +49,10 @@ def inputs(*shape: int) -> Tensor:
 
 
 def close(ours: Tensor, theirs: Tensor, tolerance: float) -> None:
-    """Up to a fraction of the largest magnitude of an image's map, which is not zero."""
+    """Asserts that maps agree up to a fraction of the largest magnitude in the peer's map of each image.
+
+    Fails if the peer's map of an image is zero everywhere.
+    """
     assert ours.shape == theirs.shape
     largest = theirs.abs().flatten(1).amax(1)
     assert (largest > 0).all()
@@ -55,14 +61,14 @@ def close(ours: Tensor, theirs: Tensor, tolerance: float) -> None:
 
 
 def scaled(classes: list[int]) -> tuple[Targets, Callable[[Tensor], Tensor]]:
-    """The scores of one class per image, times SCALE, for the peer and for camkit."""
+    """Targets, for the peer and for camkit, whose score is SCALE times the logit of one class per image."""
     theirs: Targets = [lambda y, c=c: SCALE * y[c] for c in classes]  # type: ignore[misc]
     return theirs, lambda y: SCALE * y[range(len(classes)), classes]
 
 
 @cache
 def case(name: str, layer: str) -> tuple[nn.Module, Tensor, list[int]]:
-    """A network, two images, and for each a class whose map at the layer is not zero everywhere."""
+    """A network, two images, and for each image the class with the largest Grad-CAM at the layer."""
     model, x = network(name), inputs(*SHAPES[name])
     maps = camkit.GradCAM(model, layer)(x, [list(range(8))] * 2).maps
     return model, x, maps.amax((2, 3)).argmax(1).tolist()

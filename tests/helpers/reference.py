@@ -1,7 +1,7 @@
-"""Each formula as its paper writes it: per image, per channel and per position, in plain loops.
+"""The formulas of the papers, written as plain loops over images, channels and positions.
 
-Slow on purpose, and on another road than the library's: activations come from a hook on an undisturbed
-pass with a graph everywhere, gradients from ``backward``.
+They are slow on purpose and share no code with the library. Activations come from a hook on a normal forward
+pass that records the whole graph, and gradients come from ``backward``.
 """
 
 import math
@@ -17,13 +17,13 @@ from torch.nn import functional as F
 def activation_and_gradient(
     model: nn.Module, layer: str, image: Tensor, score: Callable[[Tensor], Tensor]
 ) -> tuple[Tensor, Tensor]:
-    """One image's activation and its gradient of the score, in the layer's own layout, without the batch."""
+    """The activation of one image and its gradient of the score, in the layer's layout, without the batch."""
     kept: list[Tensor] = []
 
     def hook(module: nn.Module, args: Any, output: Tensor) -> Tensor:
         output.retain_grad()
         kept.append(output)
-        return output.clone()  # what follows in place must not reach what was kept
+        return output.clone()  # otherwise a later in-place operation would change the tensor we keep
 
     handle = model.get_submodule(layer).register_forward_hook(hook)
     score(model(image[None])[0]).backward()
@@ -36,12 +36,15 @@ def activation_and_gradient(
 
 
 def activation_at(model: nn.Module, layer: str, image: Tensor) -> Tensor:
-    """One image's activation in the layer's own layout, without the batch."""
+    """The activation of one image in the layer's own layout, without the batch."""
     return activation_and_gradient(model, layer, image, lambda y: y.sum())[0]
 
 
 def nchw(tensor: Tensor, kind: str, grid: tuple[int, int] | None = None) -> Tensor:
-    """``(C, h, w)`` of one image's tensor in NCHW, NHWC or tokens with one class token, by indexing."""
+    """Rearranges the tensor of one image to ``(C, h, w)``, by indexing.
+
+    ``kind`` is NCHW, NHWC, or tokens; then the first is a class token and the others form the grid.
+    """
     if kind == "NCHW":
         return tensor
     if kind == "NHWC":
@@ -59,7 +62,7 @@ def nchw(tensor: Tensor, kind: str, grid: tuple[int, int] | None = None) -> Tens
 
 
 def without_channel(tensor: Tensor, kind: str, k: int) -> Tensor:
-    """A batch of one in its own layout, with channel k zero at every position of the grid."""
+    """A copy of a batch in its own layout, with channel k set to zero at every position of the grid."""
     edited = tensor.clone()
     if kind == "NCHW":
         edited[:, k] = 0
@@ -71,7 +74,7 @@ def without_channel(tensor: Tensor, kind: str, k: int) -> Tensor:
 
 
 def output_with(model: nn.Module, layer: str, image: Tensor, edit: Callable[[Tensor], Tensor]) -> Tensor:
-    """The output for one image where the layer gives something else."""
+    """The output of the model for one image if ``edit`` changes the output of the layer."""
     handle = model.get_submodule(layer).register_forward_hook(lambda module, args, output: edit(output))
     with torch.no_grad():
         output: Tensor = model(image[None])[0]
@@ -80,7 +83,7 @@ def output_with(model: nn.Module, layer: str, image: Tensor, edit: Callable[[Ten
 
 
 def weighted(activation: Tensor, weights: Sequence[float], *, relu: bool = True) -> Tensor:
-    """The sum of the channels with their weights."""
+    """The weighted sum of the channels, with its negative part set to zero if ``relu``."""
     channels, rows, columns = activation.shape
     result = torch.zeros(rows, columns, dtype=activation.dtype)
     numbers = activation.tolist()
@@ -92,18 +95,19 @@ def weighted(activation: Tensor, weights: Sequence[float], *, relu: bool = True)
 
 
 def positions(activation: Tensor) -> list[tuple[int, int]]:
+    """All pairs (row, column) of an activation ``(C, h, w)``."""
     return [(i, j) for i in range(activation.shape[1]) for j in range(activation.shape[2])]
 
 
 def grad_cam(activation: Tensor, gradient: Tensor) -> Tensor:
-    """Selvaraju et al. 2017, equations 1 and 2, of one image."""
+    """Selvaraju et al. 2017, equations 1 and 2, for one image."""
     grid, g = positions(activation), gradient.tolist()
     alphas = [sum(g[k][i][j] for i, j in grid) / len(grid) for k in range(len(activation))]
     return weighted(activation, alphas)
 
 
 def grad_cam_plus_plus(activation: Tensor, first: Tensor, second: Tensor, third: Tensor) -> Tensor:
-    """Chattopadhay et al. 2018, equations 7 and 19, of the first three derivatives."""
+    """Chattopadhay et al. 2018, equations 7 and 19, from the first three derivatives of the score."""
     grid, a, d1, d2, d3 = positions(activation), *(t.tolist() for t in (activation, first, second, third))
     weights = []
     for k in range(len(activation)):
@@ -145,7 +149,7 @@ def layer_cam(activation: Tensor, gradient: Tensor) -> Tensor:
 
 
 def shapley_cam(activation: Tensor, gradient: Tensor, hessian: Tensor) -> Tensor:
-    """Cai 2025: mean of g - H A / 2, with the whole Hessian ``(C, h, w, C, h, w)``."""
+    """Cai 2025: the weights are the means of g - H A / 2, with the whole Hessian H ``(C, h, w, C, h, w)``."""
     channels, rows, columns = activation.shape
     flat = hessian.reshape(channels, rows * columns, -1)
     curvature = torch.zeros(channels, rows * columns, dtype=activation.dtype)
@@ -159,6 +163,7 @@ def shapley_cam(activation: Tensor, gradient: Tensor, hessian: Tensor) -> Tensor
 
 
 def with_sign_of(component: Tensor, reference: Tensor) -> Tensor:
+    """A component, with the sign for which its product with a reference sums to at least zero."""
     agreement = sum(
         a * b for a, b in zip(component.flatten().tolist(), reference.flatten().tolist(), strict=True)
     )
@@ -166,7 +171,7 @@ def with_sign_of(component: Tensor, reference: Tensor) -> Tensor:
 
 
 def eigen_cam(activation: Tensor) -> Tensor:
-    """Muhammad and Yeasin 2020: by a full SVD of positions by channels."""
+    """Muhammad and Yeasin 2020, by a full SVD of the matrix of positions by channels."""
     matrix = np.array(
         [[activation[k, i, j].item() for k in range(len(activation))] for i, j in positions(activation)]
     )
@@ -176,7 +181,7 @@ def eigen_cam(activation: Tensor) -> Tensor:
 
 
 def kpca_cam(activation: Tensor) -> Tensor:
-    """Karmani et al. 2024: kernel PCA of the positions by Schoelkopf's centring."""
+    """Karmani et al. 2024: kernel PCA of the positions, with Schoelkopf's centring of the kernel."""
     channels, rows, columns = activation.shape
     points = [[activation[k, i, j].item() for k in range(channels)] for i, j in positions(activation)]
     means = [math.fsum(point[k] for point in points) / len(points) for k in range(channels)]
@@ -189,7 +194,7 @@ def kpca_cam(activation: Tensor) -> Tensor:
 
 
 def fem(activation: Tensor) -> Tensor:
-    """Fuad et al. 2020: two standard deviations above the mean."""
+    """Fuad et al. 2020: adds a channel's mean where it is two standard deviations or more above that mean."""
     result = torch.zeros_like(activation[0])
     for channel in activation:
         values = channel.flatten().tolist()
@@ -202,25 +207,26 @@ def fem(activation: Tensor) -> Tensor:
 
 
 def mask(channel: Tensor, size: Sequence[int]) -> Tensor:
-    """Score-CAM's mask of one channel ``(h, w)``."""
+    """Score-CAM's mask: one channel ``(h, w)``, resized to the image and scaled to [0, 1]."""
     up = F.interpolate(channel[None, None], size=tuple(size), mode="bilinear", align_corners=False)[0, 0]
     return (up - up.min()) / (up.max() - up.min()) if up.max() > up.min() else torch.zeros_like(up)
 
 
 def probability(model: nn.Module, image: Tensor, c: int) -> float:
+    """The softmax probability of class c for one image."""
     with torch.no_grad():
         logits = model(image[None])[0].tolist()
     return math.exp(logits[c]) / sum(map(math.exp, logits))
 
 
 def score_cam(model: nn.Module, image: Tensor, c: int, activation: Tensor) -> Tensor:
-    """Wang et al. 2020, definition 3, with the weights after softmax."""
+    """Wang et al. 2020, definition 3; the weights are softmax probabilities."""
     weights = [probability(model, image * mask(channel, image.shape[1:]), c) for channel in activation]
     return weighted(activation, weights)
 
 
 def ss_cam(model: nn.Module, image: Tensor, c: int, activation: Tensor, noise: Sequence[Tensor]) -> Tensor:
-    """Wang et al. 2020 (SS-CAM): ``noise[m]`` is what is added to all channels for sample m."""
+    """Wang et al. 2020 (SS-CAM); sample m adds ``noise[m]``, of the activation's shape, to the activation."""
     weights = []
     for k, channel in enumerate(activation):
         scores = [probability(model, image * mask(channel + n[k], image.shape[1:]), c) for n in noise]
@@ -229,7 +235,7 @@ def ss_cam(model: nn.Module, image: Tensor, c: int, activation: Tensor, noise: S
 
 
 def is_cam(model: nn.Module, image: Tensor, c: int, activation: Tensor, steps: int) -> Tensor:
-    """Naidu et al. 2020: a mean over the way from nothing to the whole mask."""
+    """Naidu et al. 2020: each weight is a mean over masks that grow from 1 / steps to the whole mask."""
     weights = []
     for channel in activation:
         whole = mask(channel, image.shape[1:])
@@ -240,12 +246,12 @@ def is_cam(model: nn.Module, image: Tensor, c: int, activation: Tensor, steps: i
 
 
 def ablation_cam(activation: Tensor, score: float, without: Sequence[float]) -> Tensor:
-    """Desai and Ramaswamy 2020, equations 3 and 4: ``without[k]`` is the score without channel k."""
+    """Desai and Ramaswamy 2020, equations 3 and 4; ``without[k]`` is the score without channel k."""
     return weighted(activation, [(score - y) / score for y in without])
 
 
 def poly_cam(model: nn.Module, image: Tensor, c: int, activations: Sequence[Tensor], kind: str) -> Tensor:
-    """Englebert et al. 2022, of activations from the shallowest to the deepest layer."""
+    """Englebert et al. 2022, from the activations of several layers, the shallowest first."""
     found: Tensor | None = None
     for activation in reversed(activations):
         weights = []
@@ -276,7 +282,7 @@ def poly_cam(model: nn.Module, image: Tensor, c: int, activations: Sequence[Tens
 
 
 def relevance_of_linear(x: Tensor, weight: Tensor, relevance: Tensor) -> Tensor:
-    """Alpha 1, beta 0: ``x`` (I,), ``weight`` (O, I), ``relevance`` (O,)."""
+    """The rule alpha 1, beta 0 for a linear layer: ``x`` (I,), ``weight`` (O, I), ``relevance`` (O,)."""
     result = torch.zeros_like(x)
     for o in range(len(weight)):
         parts = [max(float(x[i] * weight[o, i]), 0.0) for i in range(len(x))]
@@ -288,7 +294,7 @@ def relevance_of_linear(x: Tensor, weight: Tensor, relevance: Tensor) -> Tensor:
 
 
 def relevance_of_conv(x: Tensor, weight: Tensor, relevance: Tensor, stride: int, padding: int) -> Tensor:
-    """Alpha 1, beta 0: ``x`` (I, h, w), ``weight`` (O, I, a, b), ``relevance`` (O, h', w')."""
+    """The rule for a convolution: ``x`` (I, h, w), ``weight`` (O, I, a, b), ``relevance`` (O, h', w')."""
     padded = F.pad(x, (padding,) * 4)
     result = torch.zeros_like(padded)
     _, _, rows, columns = weight.shape
@@ -303,7 +309,7 @@ def relevance_of_conv(x: Tensor, weight: Tensor, relevance: Tensor, stride: int,
 
 
 def relevance_of_mean(x: Tensor, relevance: Tensor) -> Tensor:
-    """In proportion: the mean of each channel ``(C, h, w)`` had ``relevance`` (C,)."""
+    """Divides the ``relevance`` (C,) of each channel's mean among its positions, in proportion to ``x``."""
     result = torch.zeros_like(x)
     for k in range(len(x)):
         if x[k].sum() != 0:
@@ -313,12 +319,12 @@ def relevance_of_mean(x: Tensor, relevance: Tensor) -> Tensor:
 
 
 def relevance_of_pooled(a: Tensor, fc: nn.Linear, relevance: Tensor) -> Tensor:
-    """Through a linear layer and global average pooling: ``a`` is the ``(C, h, w)`` that was pooled."""
+    """The relevance of the activation ``a`` (C, h, w) before global average pooling and a linear layer."""
     return relevance_of_mean(a, relevance_of_linear(a.mean((1, 2)), fc.weight.detach(), relevance))
 
 
 def relevance_of_pool(x: Tensor, relevance: Tensor, *, winner: bool) -> Tensor:
-    """2 x 2 poolings: the winner takes all, or each its share."""
+    """The rule for 2 x 2 pooling: all relevance goes to the largest value, or to each value in proportion."""
     result = torch.zeros_like(x)
     for k in range(len(x)):
         for i in range(relevance.shape[1]):
@@ -334,7 +340,7 @@ def relevance_of_pool(x: Tensor, relevance: Tensor, *, winner: bool) -> Tensor:
 
 
 def cam(activation: Tensor, weights: Tensor) -> Tensor:
-    """Zhou et al. 2016, equation 2, of one image and one class: ``weights`` is ``(C,)``."""
+    """Zhou et al. 2016, equation 2, for one image and one class; ``weights`` is ``(C,)``."""
     channels, rows, columns = activation.shape
     result = torch.zeros(rows, columns, dtype=activation.dtype)
     for i in range(rows):

@@ -1,4 +1,4 @@
-"""Every method of the registry, made so that it runs quickly."""
+"""Makes every method of the registry with settings that run quickly."""
 
 from typing import Any
 
@@ -13,21 +13,22 @@ FEW: dict[str, dict[str, Any]] = {
     "SSCAM": {"samples": 2},
     "ISCAM": {"samples": 2},
 }
-# These run the model, or what follows the layer, for each channel.
+# These methods run the model, or the part after the layer, for each channel.
 A_PASS_A_CHANNEL = ("ScoreCAM", "SSCAM", "ISCAM", "AblationCAM", "PolyCAM")
 
 
 def make(name: str, model: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    """A method with its quick settings, and with these arguments."""
     method: Any = camkit.METHODS[name]
     return method(model, *args, **FEW.get(name, {}), **kwargs)
 
 
-# For each method a family that it explains.
+# For each method, a family of torchvision that it can explain.
 FITTING = {name: "vit_b_32" if name == "LeGrad" else "mobilenet_v2" for name in camkit.METHODS}
 
 
 def explainer(name: str, family: str, model: nn.Module) -> Any:
-    """A method for a narrow member of a family, with few passes, each of few images."""
+    """A method for a narrow member of a family, which makes few passes, each with few images."""
     if name in A_PASS_A_CHANNEL:
         return make(name, model, NARROW[family].layer, chunk_size=8)
     return make(name, model)
@@ -37,11 +38,11 @@ SHAPES: dict[type[nn.Module], tuple[int, ...]] = {Plain: (3, 12, 10), Transforme
 
 
 def network(name: str) -> type[nn.Module]:
-    """A tiny network that a method explains."""
+    """A tiny network that the method can explain."""
     return Transformer if name == "LeGrad" else Plain
 
 
 def images(name: str, count: int, seed: int = 0) -> Tensor:
-    """A batch for the tiny network of a method, in float64."""
+    """A batch of noise for the tiny network of a method, in float64."""
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(count, *SHAPES[network(name)], generator=generator).double()

@@ -1,4 +1,4 @@
-"""Networks whose trunk is fixed and whose head is a function that the test gives."""
+"""Networks with a fixed trunk and a head that the test supplies as a function."""
 
 from collections.abc import Callable
 from typing import Any
@@ -11,7 +11,7 @@ from camkit.layers.search import find_for_gradient
 
 
 class Model(nn.Module):
-    """A trunk ``f`` of two convolutions over patches of 4 x 4, and a head that calls it on the images."""
+    """A trunk ``f`` of two convolutions over 4 x 4 patches; the head is a function of model and images."""
 
     def __init__(self, head: Callable[[Any, Tensor], Any], channels: int = 8) -> None:
         super().__init__()
@@ -27,13 +27,13 @@ class Model(nn.Module):
 
 
 class Vit(nn.Module):
-    """Patches, other tokens before and after them, attention written by hand, and a function of the tokens.
+    """A ViT with tokens before and after its patches, attention written by hand, and a given readout.
 
     Args:
-        read: from the normalised tokens ``(N, L, 8)`` to the features ``(N, 8)`` that are classified.
+        read: computes the features ``(N, 8)`` of the classifier from the normalised tokens ``(N, L, 8)``.
         before: the number of tokens before the patches.
         after: the number of tokens after the patches.
-        size: the side of the images, for positional embeddings of that size; any side if it is not given.
+        size: the side of the images, for which there are positional embeddings; if ``None``, any size works.
     """
 
     def __init__(
@@ -62,5 +62,5 @@ class Vit(nn.Module):
 
 
 def find(model: nn.Module, *size: int) -> Any:
-    """The layer that a method of gradients chooses, for images of this size or of 32 x 24."""
+    """The layer that a gradient method chooses, for images of this size, or of 32 x 24 if none is given."""
     return find_for_gradient(DryRun.of(model, (2, 3, *(size or (32, 24)))))

@@ -1,4 +1,4 @@
-"""Models of other libraries: what is found on them, against Grad-CAM by a plain hook."""
+"""Checks of models of other libraries: the layer that camkit finds, and its Grad-CAM against a plain hook."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,15 +10,19 @@ from torch import Tensor, nn
 import camkit
 from helpers.fingerprint import fingerprint
 
-#: All five classes of each of two images.
+#: A target: all five classes for each of two images.
 CLASSES = [list(range(5))] * 2
 
 
 @dataclass(frozen=True)
 class Found:
-    """The layer to find: its name, its channels, the size of its map, and how its output reads.
+    """The layer that camkit should find.
 
-    Tokens read as how many of them come before the grid and how many after it.
+    Attributes:
+        layer: its name.
+        channels: its number of channels.
+        size: the spatial size of its map.
+        reads: its layout: NCHW, NHWC, or for tokens their numbers before and after the grid.
     """
 
     layer: str
@@ -27,7 +31,7 @@ class Found:
     reads: str | tuple[int, int] = "NCHW"
 
     def channels_first(self, activation: Tensor) -> Tensor:
-        """The layer's output as ``(N, C, h, w)``."""
+        """The output of the layer, rearranged to ``(N, C, h, w)``."""
         count = len(activation)
         if isinstance(self.reads, tuple):
             (before, after), (height, width) = self.reads, self.size
@@ -43,12 +47,12 @@ class Found:
 
 
 def grad_cam(model: nn.Module, inputs: Any, found: Found, score: Callable[[Any], Tensor]) -> Tensor:
-    """Grad-CAM by one hook, for each of K scores ``(N, K)``: maps ``(N, K, h, w)``."""
+    """Grad-CAM by one hook: the maps ``(N, K, h, w)`` of the scores ``(N, K)``."""
     kept: list[Tensor] = []
 
     def keep(module: nn.Module, args: object, output: Tensor) -> Tensor:
         kept.append(output)
-        return output.clone()  # what follows may work in place
+        return output.clone()  # otherwise a later in-place operation would change the tensor we keep
 
     handle = model.get_submodule(found.layer).register_forward_hook(keep)
     scores = score(model(**inputs) if isinstance(inputs, dict) else model(inputs))
@@ -71,22 +75,24 @@ def explained_right(
     target: Any = CLASSES,
     score: Callable[[Any], Tensor] = lambda output: output,
 ) -> camkit.Explanation:
-    """Explains with nothing configured, and asserts all that should hold.
+    """Explains a model by Grad-CAM with the default layer, and asserts that the explanation is right.
+
+    The layer must be the expected one, the maps those of the reference, and the model left unchanged.
 
     Args:
-        model: in float64 and evaluation mode, with random weights.
-        inputs: its input, or several by name.
-        found: the layer that should be found.
-        target: what to explain.
-        score: the same, as a function from the output to scores ``(N, K)``.
+        model: a model in float64 and evaluation mode, with random weights.
+        inputs: its input, or a dict of several inputs by name.
+        found: the layer that camkit should find.
+        target: the target to explain.
+        score: the same target as a function from the output to scores ``(N, K)``.
     """
-    with torch.no_grad():  # some models hook themselves in their first pass
+    with torch.no_grad():  # some models register hooks on themselves in their first pass
         expected = score(model(**inputs) if isinstance(inputs, dict) else model(inputs))
     before = fingerprint(model)
     explain: Any = camkit.GradCAM(model)
     explanation: camkit.Explanation = explain(inputs, target)
     after = fingerprint(model)
-    assert [what for what in before if before[what] != after[what]] == []
+    assert [key for key in before if before[key] != after[key]] == []
 
     assert explanation.layer == found.layer
     assert explanation.maps.shape[-2:] == found.size

@@ -1,4 +1,4 @@
-"""Layers and layouts of models that are no classifiers of pictures with channels first."""
+"""The layers and layouts that camkit finds in segmentation models, detectors, video models and others."""
 
 from collections.abc import Callable
 from typing import Any
@@ -14,7 +14,7 @@ from camkit.layers.search import find_features, find_for_gradient
 
 
 class Made(nn.Module):
-    """A trunk of stages, and whatever follows."""
+    """The modules of a small network; a test supplies the forward function."""
 
     def __init__(self, forward: Callable[[Any, Tensor], Any]) -> None:
         super().__init__()
@@ -50,7 +50,7 @@ def test_segmentation_looks_at_features_and_not_at_class_maps() -> None:
     assert default(upsampled) == "deep"
     assert default(lambda m, x: m.maps(m.deep(m.stem(x)))) == "deep"
     assert default(summed) == "deep"
-    assert default(lambda m, x: m.deep(m.stem(x))) == "deep"  # a trunk: its last convolution is no class map
+    assert default(lambda m, x: m.deep(m.stem(x))) == "deep"  # a trunk: its last output is features
 
 
 def test_a_detector_looks_at_what_all_its_heads_are_made_of() -> None:
@@ -59,7 +59,7 @@ def test_a_detector_looks_at_what_all_its_heads_are_made_of() -> None:
         deep = m.deep(low)
         fine = low + F.interpolate(deep, low.shape[2:])
         found = torch.cat([m.maps(deep).flatten(2), m.low(fine).flatten(2)], 2).mT
-        kept = [scores[scores[:, 0] > 0] for scores in found]  # a choice by numbers, which shapes cannot make
+        kept = [scores[scores[:, 0] > 0] for scores in found]  # a dry run has shapes, not numbers
         return [{"scores": one[:, 0]} for one in kept]
 
     model = Made(detector)
@@ -85,13 +85,13 @@ def test_a_choice_by_numbers_before_the_layer_takes_a_run_on_numbers() -> None:
 
 
 def test_a_detector_that_resizes_inside() -> None:
-    """Its features are the same for every input, as SSD's are, and are read by what made them."""
+    """Like SSD, it has features of the same size for every input; the convolution tells their layout."""
 
     def resizes(m: Any, x: Tensor) -> Tensor:
         return head(m, m.deep(m.stem(F.interpolate(x, (24, 24)))))
 
     model = Made(resizes)
-    assert camkit.GradCAM(model)(torch.rand(1, 3, 40, 20)).maps.shape == (1, 6, 6)  # as many channels as rows
+    assert camkit.GradCAM(model)(torch.rand(1, 3, 40, 20)).maps.shape == (1, 6, 6)  # 6 channels and 6 rows
     assert camkit.GradCAM(model, "stem")(torch.rand(1, 3, 40, 20)).maps.shape == (1, 12, 12)
 
 
@@ -100,7 +100,7 @@ def test_where_no_module_gives_the_last_activation() -> None:
         f = m.stem(x)
         return head(m, F.relu(m.same(f) * f))
 
-    assert default(top_level) == "stem"  # everything goes through it
+    assert default(top_level) == "stem"  # all paths go through the stem
     with pytest.raises(
         ValueError, match="^model: expected a last spatial activation that is some module's output"
     ):

@@ -1,4 +1,4 @@
-"""On a GPU everything gives what it gives on the CPU, and leaves the model and the process as they were."""
+"""On a GPU, camkit computes the same as on the CPU, and leaves the model and the process unchanged."""
 
 from collections.abc import Callable
 from copy import deepcopy
@@ -15,11 +15,11 @@ from helpers.registry import explainer, make
 
 pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"),
-    # With few channels relevance may go nowhere, and DeepLIFT has no rule for everything.
+    # With few channels relevance may be lost, and DeepLIFT does not have a rule for every operation.
     pytest.mark.filterwarnings("ignore:RelevanceCAM", "ignore:LIFTCAM"),
 ]
 
-# Several classes: of one the map may be zero everywhere.
+# All classes, because the map of a single class may be zero everywhere.
 ALL = [[0, 1, 2, 3]] * 2
 
 
@@ -65,7 +65,7 @@ def test_every_family(name: str, family: str) -> None:
     before = fingerprint(there)
     explained = explainer(name, family, there)(x.cuda(), ALL)
     assert fingerprint(there) == before
-    # torch's hardswish and hardsigmoid divide by six in single precision there.
+    # On the GPU, hardswish and hardsigmoid of torch divide by six in single precision.
     same(explained.maps, expected.maps, 1e-4 if family == "mobilenet_v3_small" else 1e-8)
 
 

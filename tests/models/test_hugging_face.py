@@ -1,4 +1,4 @@
-"""Models of Hugging Face's transformers, small and with random weights, with nothing configured."""
+"""Models of Hugging Face's transformers, small and with random weights; camkit finds the layer by itself."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -13,24 +13,24 @@ from camkit import targets
 from helpers.families import randomize
 from helpers.zoo import CLASSES, Found, explained_right
 
-SMALL = (64, 96)  # not square, so that rows are not taken for columns
+SMALL = (64, 96)  # not square, so that mixed-up rows and columns show
 GRID = (48, 64)  # 3 x 4 patches of 16
 
 
 class What(NamedTuple):
-    """What of a model's output is explained: as a target, and as a function to scores ``(N, K)``."""
+    """The explained part of an output, as a target and as a function from the output to scores ``(N, K)``."""
 
     target: Any
     score: Callable[[Any], Tensor]
 
 
 def classes(entry: str) -> What:
-    """Five columns of an entry."""
+    """The first five columns of an entry of the output."""
     return What(targets.key(entry, CLASSES), lambda output: output[entry][:, :5])
 
 
 def category(size: tuple[int, int]) -> What:
-    """All pixels of one category of a segmentation."""
+    """The sum over all pixels of category 1 of a segmentation."""
     everywhere = torch.ones(size, dtype=torch.bool)
     target = targets.key("logits", targets.pixels(everywhere, 1))
     return What(target, lambda output: output.logits[:, 1].sum((1, 2))[:, None])
@@ -51,7 +51,7 @@ CLASS_TOKEN, FIRST_BOX = What(_class_token, _class_token), What(_first_box, _fir
 
 
 class Row(NamedTuple):
-    """A model, its configuration, what is to be found on it, its input size, and what is explained."""
+    """A model, its configuration, the layer to find, the input size, and the explained part of the output."""
 
     name: str
     options: dict[str, Any]
@@ -132,7 +132,7 @@ CLASSIFIERS = [
         variant="class token",
     ),
     vit("Data2VecVisionForImageClassification", "data2vec_vision.layernorm", (1, 0)),
-    # The class token beside the mean of the patches.
+    # Its head reads the class token and the mean of the patches.
     dino("Dinov2ForImageClassification", "dinov2.layernorm", (1, 0)),
     Row(
         "CLIPForImageClassification",
@@ -236,7 +236,7 @@ CLASSIFIERS = [
     ),
 ]
 
-#: Models that give tokens first, and what is explained after them.
+#: Models without a classifier; the explained scores are entries of a pooled output, class token or embedding.
 BACKBONES = [
     vit("ViTModel", "layers.2.layernorm_before", (1, 0), what=POOLED),
     vit("ViTModel", "layers.2.layernorm_before", (1, 0), what=CLASS_TOKEN, variant="class token"),
@@ -262,7 +262,7 @@ BACKBONES = [
     Row("SiglipVisionModel", SQUARE, Found("post_layernorm", 32, (4, 4), (0, 0)), (64, 64), POOLED),
 ]
 
-#: The last features are what the classifier takes in, and not its scores.
+#: The layer to find is the input of the pixel classifier, not its scores.
 SEGMENTATION = [
     Row(
         "SegformerForSemanticSegmentation",
@@ -389,7 +389,7 @@ def test_the_key_of_the_logits_is_enough() -> None:
 
 
 def test_inputs_by_name() -> None:
-    """At another size than the model was made for, which it takes only if it is told so."""
+    """With images of another size, which the model accepts only with ``interpolate_pos_encoding``."""
     row = QUICK[0]._replace(options=SQUARE)
     found = Found("vit.layers.2.layernorm_before", 32, (5, 6), (1, 0))
     inputs = {"pixel_values": torch.randn(2, 3, 80, 96).double(), "interpolate_pos_encoding": True}

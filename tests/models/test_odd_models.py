@@ -1,4 +1,4 @@
-"""Models as people write them, at which other passes and other backward passes could go wrong."""
+"""Unusual models, on which running the head alone or a changed backward pass could go wrong."""
 
 from collections.abc import Callable
 from typing import Any
@@ -16,7 +16,7 @@ lost = pytest.mark.filterwarnings("ignore:RelevanceCAM")
 
 
 class Head(nn.Module):
-    """A trunk ``f`` and whatever follows it."""
+    """A trunk ``f``, and a head that the test supplies as a function of the model and the features."""
 
     def __init__(self, head: Callable[[Any, Tensor], Any], channels: int = 6) -> None:
         super().__init__()
@@ -38,7 +38,7 @@ X = torch.rand(2, 3, 12, 10, generator=torch.Generator().manual_seed(3)).double(
 
 
 def ablated(model: nn.Module, x: Tensor, target: Callable[[Any], Tensor]) -> Tensor:
-    """Ablation-CAM by hooks on the whole model."""
+    """A reference for Ablation-CAM, by hooks on the whole model."""
     kept: list[Tensor] = []
     handle = model.get_submodule("f").register_forward_hook(lambda m, a, out: kept.append(out), prepend=True)
     with torch.no_grad():
@@ -59,7 +59,7 @@ def ablated(model: nn.Module, x: Tensor, target: Callable[[Any], Tensor]) -> Ten
 @pytest.mark.parametrize("fill", [0.0, -1e9, -torch.inf])
 @pytest.mark.parametrize("always", [True, False])
 def test_hooks_after_the_layer_count(fill: float, always: bool) -> None:
-    """Also a hook that changes nothing where nothing is edited, so that no comparison there finds it."""
+    """Also a hook without effect until a channel is zeroed, which a comparison of scores cannot notice."""
 
     def masked(m: Any, f: Tensor) -> Tensor:
         return plain(m, f).masked_fill(torch.tensor([False, False, True, False]), fill)
@@ -104,7 +104,7 @@ def test_a_trunk_under_the_models_own_no_grad(method: type[camkit.Explainer]) ->
 
 
 def test_positions_before_images() -> None:
-    """A head that works on (L, N, C), also of an odd length."""
+    """A head that works on (L, N, C), also with an odd length L."""
 
     def sequence(m: Any, f: Tensor) -> Tensor:
         tokens = f.flatten(2).permute(2, 0, 1)
@@ -124,7 +124,7 @@ def test_positions_before_images() -> None:
 @lost
 @pytest.mark.parametrize("change", [lambda f, b: f + b, lambda f, b: f * b, lambda f, b: (b + f) / 3])
 def test_relevance_does_not_depend_on_the_batch(change: Callable[[Tensor, Tensor], Tensor]) -> None:
-    """A buffer (1, C, 1, 1) is no activation, in a batch of one either."""
+    """A buffer (1, C, 1, 1) is not taken for an activation, even in a batch of one image."""
     model = tiny_head(lambda m, f: plain(m, change(f, m.shift)))
     both = camkit.RelevanceCAM(model, "f")(X, 1).maps
     for n in range(2):
@@ -133,7 +133,7 @@ def test_relevance_does_not_depend_on_the_batch(change: Callable[[Tensor, Tensor
 
 
 def test_fullgrad_takes_linear_layers_for_no_maps() -> None:
-    """A linear layer over the channels of NHWC, against the same without its bias's map."""
+    """The bias of a linear layer over NHWC has no map, and neither has a bias that is added by hand."""
 
     def channels_last(m: Any, f: Tensor) -> Tensor:
         y = m.mix(f.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
@@ -168,11 +168,11 @@ def test_prelu_has_a_multiplier() -> None:
     "name", [n for n in camkit.METHODS if n not in ("LeGrad", "CAM", "FullGrad", "RandomCAM")]
 )
 def test_half_precision_is_explained_like_single(name: str, dtype: torch.dtype) -> None:
-    """Products of gradients must not vanish; the head may work in single precision."""
+    """Products of small gradients must not underflow to zero. The head works in single precision."""
     torch.manual_seed(1)
     single = tiny_head(lambda m, f: m.fc(f.mean((2, 3)).float())).float()
     method: Any = camkit.METHODS[name]
-    x = torch.rand(2, 3, 48, 48) * 3  # of so many positions each has a small gradient
+    x = torch.rand(2, 3, 48, 48) * 3  # with so many positions, each has a small gradient
     if name == "SmoothGradCAMPlusPlus":
         method = lambda model: camkit.SmoothGradCAMPlusPlus(model, std=0.0)  # noqa: E731
     if name in ("SSCAM", "ISCAM"):

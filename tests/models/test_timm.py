@@ -1,4 +1,4 @@
-"""Models of timm, at least one of each family, with nothing configured."""
+"""Models of timm, at least one of each family; camkit finds the layer by itself."""
 
 from collections.abc import Mapping
 from types import MappingProxyType
@@ -13,11 +13,11 @@ import camkit
 from helpers.families import randomize, without_initialisation
 from helpers.zoo import Found, explained_right
 
-SMALL = (64, 96)  # not square, so that rows are not taken for columns
+SMALL = (64, 96)  # not square, so that mixed-up rows and columns show
 
 
 class Row(NamedTuple):
-    """A model, what is to be found on it, its input size and what it is made with."""
+    """A model, the layer to find, the input size, and the options for making the model."""
 
     name: str
     found: Found
@@ -30,7 +30,7 @@ def convolutional(name: str, layer: str, channels: int, size: tuple[int, int] = 
 
 
 def vit(name: str, layer: str, reads: tuple[int, int], patch: int = 16, **options: Any) -> Row:
-    """Three small blocks on 3 x 4 patches."""
+    """A ViT with three small blocks, on 3 x 4 patches."""
     size = (3 * patch, 4 * patch)
     return Row(name, Found(layer, 48, (3, 4), reads), size, {"img_size": size, **SHALLOW, **options})
 
@@ -98,9 +98,9 @@ CONVOLUTIONAL = [
     convolutional("lambda_resnet26t", "stages", 2048),
     convolutional("repvit_m0_9", "stages", 384),
     Row("convmixer_768_32", Found("blocks", 768, (9, 13))),
-    # Seven by seven positions that a convolution makes one of.
+    # A convolution over all 7 x 7 positions follows the features.
     Row("vgg11", Found("features", 512, (7, 7)), (224, 224), {"mlp_ratio": 0.02}),
-    # A stride of 64.
+    # These have a stride of 64, so that they need larger images.
     Row("selecsls42b", Found("head", 1024, (4, 4)), (224, 224)),
     Row("shvit_s1", Found("stages", 320, (4, 4)), (224, 224)),
     convolutional("csatv2", "stages", 386, (128, 192)),
@@ -117,7 +117,7 @@ HYBRID = [
     convolutional("nextvit_small", "norm", 1024),
     convolutional("edgenext_xx_small", "stages", 168),
     convolutional("mobilevit_xxs", "final_conv", 320),
-    # It works on a multiple of its patches, 2 x 4.
+    # Its map is resized to a multiple of its 2 x 2 patches, here 2 x 4.
     Row("mobilevitv2_050", Found("stages", 256, (2, 4))),
     convolutional("fastvit_t8", "final_conv", 768),
     Row("visformer_tiny", Found("norm", 384, (2, 3)), SMALL, {"img_size": SMALL}),
@@ -134,7 +134,7 @@ HYBRID = [
     Row("botnet26t_256", Found("stages", 2048, (8, 8)), (256, 256)),
     Row("bat_resnext26ts", Found("stages", 2048, (8, 8)), (256, 256)),
     Row("halonet26t", Found("stages", 2048, (8, 8)), (256, 256)),
-    # Pooled by attention.
+    # Its head pools the features by attention.
     convolutional("resnet50_clip", "stages", 2048),
 ]
 
@@ -228,14 +228,10 @@ def test_all_of_timm(row: Row) -> None:
 @pytest.mark.parametrize(
     ("name", "options"),
     [
-        (
-            "hiera_tiny_224",
-            {"img_size": SMALL},
-        ),  # tokens in the order of windows, pooled since they were a picture
-        (
-            "naflexvit_base_patch16_gap",
-            {"depth": 1, "embed_dim": 48, "num_heads": 4},
-        ),  # patches cut by a reshape
+        # Its tokens are in the order of windows, and have been pooled since they formed a grid.
+        ("hiera_tiny_224", {"img_size": SMALL}),
+        # Its patches are cut by a reshape, not by a convolution.
+        ("naflexvit_base_patch16_gap", {"depth": 1, "embed_dim": 48, "num_heads": 4}),
     ],
 )
 def test_what_cannot_be_told_is_an_error(name: str, options: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""The page of what works on which model, held to a run of every model."""
+"""Checks docs/models.md, the table of models and methods, by a run of every model."""
 
 import pytest
 import torchvision
@@ -16,18 +16,18 @@ QUICK = [
 
 
 def test_the_page_has_every_model() -> None:
-    # Those that torch has renamed or added since the page was written are a reason to write it again.
+    # If this fails because torchvision renamed or added models, write the page again.
     assert list(ROWS) == torchvision.models.list_models()
 
 
-@pytest.mark.filterwarnings("ignore")  # of torchvision's own; camkit's are cells of the table
+@pytest.mark.filterwarnings("ignore")  # torchvision's warnings; the table shows those of camkit
 @pytest.mark.parametrize("name", QUICK)
 def test_a_row_of_the_page(name: str) -> None:
     assert "| " + " | ".join(models_table.row(name)) + " |" == ROWS[name]
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore")  # of torchvision's own; camkit's are cells of the table
+@pytest.mark.filterwarnings("ignore")  # torchvision's warnings; the table shows those of camkit
 @pytest.mark.parametrize("name", [name for name in ROWS if name not in QUICK])
 def test_every_row_of_the_page(name: str) -> None:
     test_a_row_of_the_page(name)

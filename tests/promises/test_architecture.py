@@ -1,4 +1,4 @@
-"""The rooms that the architecture page draws, held against the imports of the code."""
+"""Checks the imports of the package against the floors and rooms of the architecture page."""
 
 import ast
 import pickle
@@ -12,7 +12,9 @@ import camkit
 
 PACKAGE = Path(camkit.__file__).parent
 
-# A file imports only from floors below its own room's, and inside a room only from files listed before it.
+# A room is a folder or a single file of the package; the lowest floor comes first. A file may import from all
+# rooms on lower floors, and from the files of its own room that are listed before it. An ``__init__.py`` may
+# import every file of its room.
 FLOORS: list[dict[str, list[str]]] = [
     {"_tools": ["checks", "nested", "noise", "colormaps"], "functions": []},
     {
@@ -36,14 +38,14 @@ FLOORS: list[dict[str, list[str]]] = [
     {"dataset": ["files", "loader", "manifest", "processes", "job"]},
 ]
 ROOMS = {room: files for floor in FLOORS for room, files in floor.items()}
-LONGEST = 350
-# One table, or one family of methods.
+LONGEST = 350  # lines in a file
+# One family of methods stays together in one file, although that file is longer.
 MAY_BE_LONGER = {"methods.perturbation"}
 MOST_ENTRIES = 15
 
 
 def files() -> dict[str, Path]:
-    """Every file of the package by its dotted name; a package's face by the name of the package."""
+    """Every file of the package by its dotted name; an ``__init__.py`` has the name of its folder."""
     paths = [p for p in PACKAGE.rglob("*.py") if p != PACKAGE / "__init__.py"]
     return {
         ".".join(p.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__init__"): p for p in paths
@@ -51,7 +53,7 @@ def files() -> dict[str, Path]:
 
 
 def imports(path: Path) -> set[str]:
-    """The camkit files that a file imports, wherever in it the import stands."""
+    """The camkit files that a file imports, at its top or inside a function."""
     found = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "camkit":
@@ -117,7 +119,7 @@ def test_public_classes_live_in_camkit() -> None:
     for kind in classes:
         assert kind.__module__ == "camkit"
         assert pickle.loads(pickle.dumps(kind)) is kind
-    # Objects too: a pickle names the class by its public name.
+    # A pickled object names its class by the public name, not by the file that defines it.
     pickled = pickle.dumps(camkit.Layout(-1, (2, 3)))
     assert b"camkit\x94" in pickled
     assert b"layouts" not in pickled

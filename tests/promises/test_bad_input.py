@@ -1,4 +1,4 @@
-"""What is refused, whoever is asked, in which words, and that the model is as it was afterwards."""
+"""Errors for bad input: the same message from every method, and a model that is left unchanged."""
 
 import dataclasses
 import math
@@ -55,14 +55,23 @@ USES: dict[str, Callable[..., object]] = {
     "list_layers": listed,
 }
 ACTIVATION = ["EigenCAM", "ScoreCAM", "AblationCAM"]
-CHOOSE = ["GradCAM", *ACTIVATION, "RelevanceCAM", "Smoothed"]  # a layer, and any target
-THROUGH = ["FullGrad", "guided_backprop"]  # no layer, and no dry run
+CHOOSE = ["GradCAM", *ACTIVATION, "RelevanceCAM", "Smoothed"]  # these take a layer and any target
+THROUGH = ["FullGrad", "guided_backprop"]  # these take no layer and make no dry run
 CALLS = ["CAM", *CHOOSE, *THROUGH]
 SHAPES = ["attach_gap_head", "list_layers"]
 
 
 class Row(NamedTuple):
-    """What is wrong, who is asked, the model, the error, its words; and what is given."""
+    """A bad input and the error that it must raise.
+
+    Attributes:
+        about: the fault, in a few words.
+        uses: the names in ``USES`` of the functions to call.
+        model: makes the model.
+        error: the type of the error.
+        message: the whole text of the error.
+        given: the arguments.
+    """
 
     about: str
     uses: list[str]
@@ -218,7 +227,7 @@ INPUT_SHAPES = [
 
 
 def partly(name: str, make: Callable[[Tensor], Tensor]) -> nn.Module:
-    """A network one tensor of which is made anew."""
+    """A network in which the tensor of this name is replaced with ``make(tensor)``."""
     model = Plain()
     owner, _, last = name.rpartition(".")
     module = model.get_submodule(owner)
@@ -354,7 +363,7 @@ class Pair(nn.Module):
 
 
 class Twice(nn.Module):
-    """A layer that runs twice, one that never does, one of two outputs, and one that nothing needs."""
+    """One layer that runs twice, one that never runs, one with two outputs, and one that no score needs."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -519,7 +528,7 @@ class Output:
 
 
 def giving(wrap: Callable[[Tensor], Any]) -> Callable[[], nn.Module]:
-    """A network whose output is made into something else."""
+    """A network whose logits are passed through ``wrap``."""
 
     class Wrapped(Plain):
         def forward(self, x: Tensor) -> Any:
@@ -675,7 +684,7 @@ CASES = [pytest.param(row, use, id=f"{use}: {row.about}") for row in ROWS for us
 
 
 def said(error: BaseException) -> str:
-    """What camkit says; it may add what torch or Python said, in brackets."""
+    """The message without the error of torch or Python that camkit may quote in brackets."""
     return re.sub(r" \((RuntimeError|TypeError): .*\)(?=$|; \d)", "", str(error), flags=re.DOTALL)
 
 

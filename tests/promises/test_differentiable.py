@@ -1,4 +1,4 @@
-"""Maps that a network can be trained through."""
+"""Maps you can backpropagate through."""
 
 from typing import Any
 
@@ -20,7 +20,7 @@ def explain(name: str, model: nn.Module, x: Tensor, target: Any, **settings: Any
 
 
 def slope(loss: Any, model: nn.Module, direction: list[Tensor], step: float = 1e-8) -> float:
-    """The change of a loss along a direction of the parameters, by differences."""
+    """The slope of a loss along a direction of the parameters, by central differences."""
     values = []
     for sign in (1, -1):
         with torch.no_grad():
@@ -45,7 +45,7 @@ def test_which_methods_can() -> None:
 @pytest.mark.parametrize("kind", [*TINY, Tiny(Skip, (3, 12, 10), "relu")], ids=lambda t: t.model.__name__)
 @pytest.mark.parametrize("name", METHODS)
 def test_the_gradient_is_that_of_the_map(name: str, kind: Tiny) -> None:
-    """Against differences: by the activation, the gradient, and all that is before and after the layer."""
+    """It equals central differences, for all parameters before and after the layer."""
     torch.manual_seed(0)
     model = tiny(kind.model)
     x = torch.randn(2, *kind.shape).double()
@@ -93,7 +93,7 @@ def test_a_loss_on_heatmaps_moves_them() -> None:
 
 
 def test_it_is_the_forward_pass_of_a_training_step() -> None:
-    """The output, the statistics and the random state are those of a plain pass in the model's own mode."""
+    """The output, the statistics and the random state equal those of a plain pass in the model's own mode."""
 
     class Drops(Plain):
         def forward(self, x: Tensor) -> Tensor:
@@ -103,7 +103,7 @@ def test_it_is_the_forward_pass_of_a_training_step() -> None:
     same.load_state_dict(model.state_dict())
     x = torch.rand(4, 3, 12, 10).double()
     method = camkit.GradCAM(model, "features", differentiable=True)
-    method._locate(camkit.Inputs(x))  # the dry run draws nothing
+    method._locate(camkit.Inputs(x))  # make the dry run now, before the seed is set
     torch.manual_seed(3)
     found = method(x, 1)
     state = torch.get_rng_state()

@@ -1,4 +1,4 @@
-"""What holds for every method of the registry."""
+"""Properties that hold for every method of the registry."""
 
 import gc
 import inspect
@@ -21,7 +21,8 @@ from helpers.registry import images, make, network
 
 SHAPES: dict[type[nn.Module], tuple[int, ...]] = {Plain: (3, 12, 10), Transformer: (3, 16, 12)}
 SEEDED = [name for name, method in camkit.METHODS.items() if hasattr(method, "seed")]
-# Of one layer: all but those that look at several by themselves.
+# The methods that explain any one layer. FullGrad, LeGrad and PolyCAM use several layers by themselves, and
+# CAM explains only the layer before the pooling.
 ONE_LAYER = [name for name in camkit.METHODS if name not in ("FullGrad", "LeGrad", "PolyCAM", "CAM")]
 
 
@@ -58,7 +59,8 @@ def test_every_formula_defines_the_map_and_stands_once(name: str) -> None:
 @pytest.mark.parametrize("name", camkit.METHODS)
 def test_every_docstring_describes_the_arguments_of_its_method_alone(name: str) -> None:
     method = camkit.METHODS[name]
-    own = inspect.get_annotations(method).keys() - {"fuse"}  # where it is a field, it is no argument
+    # A method that redefines the field ``fuse`` does not take it as an argument.
+    own = inspect.get_annotations(method).keys() - {"fuse"}
     text = (method.__doc__ or "").partition("Args:\n")[2].partition("\n\n")[0]
     assert set(re.findall(r"^ {8}(\w+):", text, re.MULTILINE)) == own
 
@@ -98,7 +100,7 @@ def test_the_order_of_the_channels_does_not_matter(name: str, order: list[int]) 
 @pytest.mark.filterwarnings("ignore:RelevanceCAM")
 @pytest.mark.parametrize("name", camkit.METHODS)
 def test_nothing_stays_alive_but_the_result(name: str) -> None:
-    """Of 20 calls, some of which raise: no tensor, hook, graph, or anything else that is counted."""
+    """Ten calls and ten failing calls leave no tensor and no hook, and fewer than ten other objects."""
     model = tiny(network(name))
     method, x = make(name, model), images(name, 2)
 
@@ -118,15 +120,15 @@ def test_nothing_stays_alive_but_the_result(name: str) -> None:
     call(10)
     *after, more = alive()
     assert after == before
-    assert more - objects < 10  # of ten calls each would leave one
+    assert more - objects < 10  # a leak of one object per call would make it ten
 
 
 @pytest.mark.filterwarnings("ignore:RelevanceCAM")
 @pytest.mark.parametrize("name", camkit.METHODS)
 def test_a_call_leaves_no_circles_to_collect(name: str) -> None:
-    """Or what it used, tensors too, stays until the collector happens to run."""
+    """Otherwise its tensors and other objects would stay in memory until the garbage collector runs."""
     method, x = make(name, tiny(network(name))), images(name, 2)
-    method(x, 1)  # with the dry run
+    method(x, 1)  # this first call makes the dry run
     gc.collect()
     gc.disable()
     try:
@@ -136,8 +138,8 @@ def test_a_call_leaves_no_circles_to_collect(name: str) -> None:
         gc.enable()
 
 
-# With six channels a class may have no positive weight, and then its relevance goes nowhere; and DeepLIFT
-# has no rule for the softmax of a target.
+# Two warnings are expected. With only six channels a class may have no positive weight, and then its
+# relevance is lost. DeepLIFT has no rule for the softmax in a target.
 lost = pytest.mark.filterwarnings("ignore:RelevanceCAM", "ignore:LIFTCAM")
 
 
@@ -171,7 +173,8 @@ def test_any_function_of_the_output_and_any_kind_of_it(name: str) -> None:
     torch.testing.assert_close(of_predicted.maps, method(x, camkit.targets.key("logits", predicted)).maps)
     of_function = method(x, lambda output: output["logits"].softmax(1)[:, [2, 0]])
     assert of_function.maps.shape == (2, 2, *of_class.maps.shape[1:])
-    # What belongs to each image must not be taken for another's, however the passes are cut.
+    # This target reads another column for each image. An image must not get the column of another image, even
+    # if the passes are split into chunks.
     own = torch.tensor([2, 0])
     each = method(x, lambda output: output["logits"].softmax(1)[torch.arange(2), own])
     torch.testing.assert_close(each.maps[0], of_function.maps[0, 0])
@@ -227,8 +230,8 @@ def test_a_layer_without_a_grid_is_named(name: str) -> None:
 @lost
 @pytest.mark.parametrize("name", camkit.METHODS)
 def test_the_same_call_gives_the_same_bytes(name: str) -> None:
-    """Whatever the global random states are; and the seed, where there is one, makes a difference."""
-    # Of a linear head the gradient is the same with any noise.
+    """They depend on the ``seed`` of the method, if it has one, but not on the global random states."""
+    # With a linear head the gradient would be the same for any noise; Residual has a nonlinear head.
     model, x = tiny(Residual if name in SEEDED else network(name)), images(name, 2)
     before = process()
     first = make(name, model)(x, 1).maps

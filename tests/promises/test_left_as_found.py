@@ -1,4 +1,4 @@
-"""Explaining leaves the model, its training and the process as they were, whatever happens."""
+"""An explanation leaves the model, its training and the process unchanged, also after an error."""
 
 import re
 from collections.abc import Callable
@@ -16,7 +16,7 @@ from helpers.fingerprint import fingerprint
 from helpers.registry import FITTING, explainer
 
 EXACT = {family.name for family in FAMILIES if family.exact}
-# Where DeepLIFT or relevance have no rule for everything, they say so.
+# LIFT-CAM and Relevance-CAM warn on families for which their rules are not exact. That does not matter here.
 lost = pytest.mark.filterwarnings("ignore:RelevanceCAM", "ignore:LIFTCAM")
 
 
@@ -25,7 +25,7 @@ class BoomError(Exception):
 
 
 class Bomb:
-    """A hook, or a part of a target, that raises at one of its calls and at every later one."""
+    """A hook, or a part of a target, that raises from call number ``at`` on; if ``at`` is 0, never."""
 
     def __init__(self) -> None:
         self.calls, self.at = 0, 0
@@ -41,7 +41,7 @@ class Bomb:
 
 
 def refusal(name: str, family: str) -> str:
-    """What a method says to a family that it does not explain; nothing if it explains it."""
+    """The error with which a method refuses a family; empty if it explains the family."""
     if name == "CAM" and family not in EXACT:
         return "model: expected only global pooling and one linear layer after the last activation"
     if name == "GuidedGradCAM" and not NARROW[family].relus:
@@ -54,7 +54,7 @@ def refusal(name: str, family: str) -> str:
 
 
 def trained(family: str) -> nn.Module:
-    """A narrow model after a real backward pass: one parameter has no gradient, and two are frozen."""
+    """A narrow model after a backward pass, with two frozen parameters, one of which has no gradient."""
     model = narrow(family).train()
     first, second, *_ = model.parameters()
     first.requires_grad_(False)
@@ -64,7 +64,7 @@ def trained(family: str) -> nn.Module:
 
 
 def set_mode(model: nn.Module, training: bool) -> None:
-    """All but one module in this mode."""
+    """Puts the model in this mode, except its last child, which gets the other mode."""
     *_, last = model.train(training).children()
     last.train(not training)
 
@@ -118,7 +118,7 @@ def test_the_model_is_left_as_found(name: str, family: str) -> None:
         in_head.arm(0)
         ends(0, None)
         if not in_stem.calls:
-            continue  # refused before a pass: nothing else can happen
+            continue  # the model was refused before any pass, so that no hook can raise
         later = min(3, in_head.calls)
         ends(CLASSES, ValueError, "target: expected a class index")
         in_stem.arm(1, KeyboardInterrupt)
@@ -141,7 +141,7 @@ def test_the_model_is_left_as_found(name: str, family: str) -> None:
 @pytest.mark.parametrize("when", ["between forward and backward", "between backward and step"])
 @pytest.mark.parametrize("name", camkit.METHODS)
 def test_explaining_while_training_changes_nothing(name: str, when: str) -> None:
-    """With momentum, normalisation by the batch, and dropout."""
+    """The training uses momentum, batch normalisation and dropout."""
     shape = NARROW[FITTING[name]].shape
 
     def train(explained: str) -> list[Tensor]:
@@ -179,7 +179,7 @@ CALLS: dict[str, Callable[[nn.Module, Tensor], object]] = {
 @pytest.mark.parametrize("begin", [write, draw])
 @pytest.mark.parametrize("name", CALLS)
 def test_what_a_forward_pass_changes_is_put_back(name: str, begin: Any, at: int) -> None:
-    """Also where that pass or a later one raises."""
+    """Also if an error is raised in the first pass or in a later one."""
     family = FITTING.get(name, "mobilenet_v2")
     model, x, bomb = beginning(begin, family), torch.rand(2, *NARROW[family].shape), Bomb()
     *_, head = model.modules()
@@ -188,12 +188,12 @@ def test_what_a_forward_pass_changes_is_put_back(name: str, begin: Any, at: int)
 
     def found() -> dict[str, Any]:
         everything = fingerprint(model)
-        version = everything.pop("version")  # of a tensor that is written back it is another
+        version = everything.pop("version")  # restoring a buffer raises its version
         return everything | {"version": {name: version[name] for name, _ in model.named_parameters()}}
 
     before = found()
     with pytest.raises(BoomError) if at else nullcontext():
         CALLS[name](model, x)
         if bomb.calls < at:
-            raise BoomError  # for want of so many passes
+            raise BoomError  # the method makes fewer passes, so that the bomb did not raise
     assert found() == before

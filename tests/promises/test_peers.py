@@ -1,6 +1,6 @@
-"""Where pytorch-grad-cam, captum and torchcam are right, camkit agrees with them, up to their rescaling.
+"""camkit agrees with pytorch-grad-cam and torchcam wherever they follow the paper, up to their rescaling.
 
-Where a peer departs from the paper, a comment says how, and the test chooses the case in which it does not.
+If a peer departs from the paper, the test says how, and uses a case in which the difference has no effect.
 """
 
 import copy
@@ -29,7 +29,7 @@ def up_to_sign(ours: Tensor, theirs: Tensor, tolerance: float) -> None:
 
 
 def peer(kind: Any, model: nn.Module, layer: str, x: Tensor, targets: Targets) -> tuple[Tensor, Tensor]:
-    """pytorch-grad-cam's own call: its map before it is cut off at zero, resized and scaled, and after."""
+    """The map of pytorch-grad-cam, before and after it applies the ReLU, the resizing and the scaling."""
     kept: list[Any] = []
     with kind(model, [model.get_submodule(layer)]) as cam:
         its_own = cam.get_cam_image
@@ -54,7 +54,7 @@ def test_gradient_methods_of_pytorch_grad_cam(method: str, name: str, layer: str
     # Only XGradCAM and GradCAMPlusPlus add an epsilon.
     tolerance = {"XGradCAM": 1e-5, "GradCAMPlusPlus": 1e-5}.get(method, 1e-12)
     close(explained.maps, raw if method == "HiResCAM" else raw.relu(), tolerance)
-    if method != "HiResCAM":  # which it cuts off at zero before it scales
+    if method != "HiResCAM":  # pytorch-grad-cam applies a ReLU to its HiResCAM before it scales it
         close(explained.heatmaps(), final, 1e-4 if tolerance > 1e-12 else 1e-6)
 
 
@@ -68,7 +68,7 @@ def test_hirescams_positive_part_is_pytorch_grad_cams_picture() -> None:
 
 
 class Centred(nn.Module):
-    """Each channel less its mean over the positions."""
+    """Subtracts from each channel its mean over the positions."""
 
     def forward(self, x: Tensor) -> Tensor:
         return x - x.mean((2, 3), keepdim=True)
@@ -78,17 +78,18 @@ class Centred(nn.Module):
     ("method", "layer"), [("EigenCAM", "layer4"), ("EigenCAM", "layer1"), ("EigenGradCAM", "layer4")]
 )
 def test_eigen_methods_of_pytorch_grad_cam(method: str, layer: str) -> None:
-    """pytorch-grad-cam centres each channel, as Eigen-CAM's paper does not, and leaves the sign open.
+    """pytorch-grad-cam centres each channel, unlike the paper of Eigen-CAM, and leaves the sign open.
 
-    Of centred channels both have the same directions, and so have they of centred channels times a gradient
-    that is the same everywhere. There are more channels than positions in layer4, and fewer in layer1.
+    If the channels are centred already, both find the same directions. The same holds for centred channels
+    times a gradient that is equal at all positions. layer4 has more channels than positions, layer1 fewer.
     """
     model = copy.deepcopy(network("resnet18"))
     setattr(model, layer, nn.Sequential(model.get_submodule(layer), Centred()))
     x = inputs(*SHAPES["resnet18"])
     theirs, ours = scaled([3, 8])
     raw, _ = peer(getattr(pytorch_grad_cam, method), model, layer, x, theirs)
-    up_to_sign(getattr(camkit, method)(model, layer)(x, ours).maps, raw, 1e-6)  # it gives float32
+    # pytorch-grad-cam returns float32.
+    up_to_sign(getattr(camkit, method)(model, layer)(x, ours).maps, raw, 1e-6)
     model = network("resnet18")
     raw, _ = peer(getattr(pytorch_grad_cam, method), model, layer, x, theirs)
     with pytest.raises(AssertionError, match="off by"):
@@ -97,10 +98,10 @@ def test_eigen_methods_of_pytorch_grad_cam(method: str, layer: str) -> None:
 
 @pytest.mark.parametrize(("name", "layer"), LAYERS[::2])
 def test_kpca_cam_of_pytorch_grad_cam(name: str, layer: str) -> None:
-    """The same up to the sign, which pytorch-grad-cam leaves open."""
+    """The maps agree up to the sign, which pytorch-grad-cam leaves open."""
     model, x, classes = case(name, layer)
     raw, _ = peer(pytorch_grad_cam.KPCA_CAM, model, layer, x, scaled(classes)[0])
-    up_to_sign(camkit.KPCACAM(model, layer)(x, classes).maps, raw, 1e-6)  # it gives float32
+    up_to_sign(camkit.KPCACAM(model, layer)(x, classes).maps, raw, 1e-6)  # pytorch-grad-cam returns float32
 
 
 @pytest.mark.parametrize("gamma", [0.01, 0.3])
@@ -116,7 +117,7 @@ def test_kpca_cam_of_pytorch_grad_cam_with_a_gamma(gamma: float) -> None:
 @pytest.mark.parametrize("head", [nn.Tanh(), nn.SiLU(), nn.Softplus()], ids=lambda h: type(h).__name__)
 @pytest.mark.parametrize("rest", [False, True], ids=["logit", "ReST"])
 def test_shapley_cam_of_pytorch_grad_cam(head: nn.Module, rest: bool) -> None:
-    """With a smooth head, and with the paper's own target: logit less cross-entropy."""
+    """With a smooth head, and also with the target of the paper: the logit minus the cross-entropy."""
     model = small(nn.MaxPool2d(2), nn.Flatten(), nn.Linear(6 * 20, 8), head, nn.Linear(8, 4))
     x, classes = inputs(3, 3, 10, 8), [0, 2, 3]
     theirs, ours = scaled(classes)
@@ -130,26 +131,27 @@ def test_shapley_cam_of_pytorch_grad_cam(head: nn.Module, rest: bool) -> None:
     raw, _ = peer(pytorch_grad_cam.ShapleyCAM, model, "0", x, theirs)
     maps = camkit.ShapleyCAM(model, "0")(x, ours).maps
     close(maps, raw.relu(), 1e-12)
-    with pytest.raises(AssertionError, match="off by"):  # there is a curvature to correct for
+    with pytest.raises(AssertionError, match="off by"):  # the curvature makes a difference
         close(camkit.GradCAM(model, "0")(x, ours).maps, raw.relu(), 1e-3)
 
 
 def test_ablation_cam_of_pytorch_grad_cam() -> None:
-    """Where the smallest activation is zero; pytorch-grad-cam puts -1e7 for a channel where it is not."""
+    """The smallest activation must be zero; otherwise pytorch-grad-cam sets an ablated channel to -1e7."""
     model = small(nn.MaxPool2d(2), nn.Flatten(), nn.Linear(6 * 20, 8), nn.ReLU(), nn.Linear(8, 4))
     x = inputs(3, 3, 10, 8)
     classes = camkit.AblationCAM(model, "0")(x, [[0, 1, 2, 3]] * 3).maps.amax((2, 3)).argmax(1).tolist()
     raw, final = peer(pytorch_grad_cam.AblationCAM, model, "0", x, [lambda y, c=c: y[c] for c in classes])  # type: ignore[misc]
     explained = camkit.AblationCAM(model, "0")(x, classes)
-    close(explained.maps, raw.relu(), 1e-5)  # its scores are float32
+    close(explained.maps, raw.relu(), 1e-5)  # the scores of pytorch-grad-cam are float32
     close(explained.heatmaps(), final, 1e-4)
 
 
 def test_score_cam_of_pytorch_grad_cam() -> None:
-    """pytorch-grad-cam takes a softmax of the scores over the channels.
+    """pytorch-grad-cam applies a softmax over the channels to the scores.
 
-    Of scores that are logarithms of p it is p by its sum, so that maps are proportional. And it lets corners
-    meet when it resizes, so that the layer has the input's resolution here.
+    If the scores are logarithms of a probability p, the softmax is p divided by its sum, so that the maps are
+    proportional. pytorch-grad-cam also aligns the corners when it resizes; so the layer has the input's
+    resolution here.
     """
     model = small(nn.MaxPool2d(2), nn.Flatten(), nn.Linear(6 * 20, 8), nn.ReLU(), nn.Linear(8, 4))
     x, classes = inputs(2, 3, 10, 8), [1, 3]
@@ -161,9 +163,9 @@ def test_score_cam_of_pytorch_grad_cam() -> None:
 
 
 def test_fullgrad_of_pytorch_grad_cam(monkeypatch: pytest.MonkeyPatch) -> None:
-    """pytorch-grad-cam scales every channel for itself, the authors' program and camkit a layer's together.
+    """pytorch-grad-cam scales each channel alone; the authors and camkit scale a layer's channels together.
 
-    Here it has to scale them together too; gradients, biases and sums are its own.
+    The test patches pytorch-grad-cam to scale them together too. Its gradients, biases and sums are its own.
     """
 
     def together(products: Any, size: tuple[int, int]) -> Any:
@@ -183,10 +185,10 @@ def test_fullgrad_of_pytorch_grad_cam(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_fem_as_the_paper_has_it() -> None:
-    """Fuad et al. sum the binary maps of what is strong, weighed by the channels' means.
+    """Fuad et al. sum binary maps of the strong positions, weighed by the means of the channels.
 
-    pytorch-grad-cam's FEM sums the activation instead, weighed by the share of positions that are strong: it
-    is another map.
+    FEM of pytorch-grad-cam instead sums the activation, weighed by the share of positions that are strong,
+    which gives a different map.
     """
     model, x = network("vgg16"), inputs(*SHAPES["vgg16"])
     features = model.get_submodule("features.21")
@@ -217,13 +219,13 @@ def test_fem_as_the_paper_has_it() -> None:
 @pytest.mark.parametrize("method", ["GradCAM", "XGradCAM", "LayerCAM"])
 @pytest.mark.parametrize(("name", "layer"), LAYERS[::2])
 def test_gradient_methods_of_torchcam(method: str, name: str, layer: str) -> None:
-    """Its GradCAMpp sums g^3 A where the paper has g^3 times the sum of A, and then divides a copy."""
+    """GradCAMpp is not compared: torchcam sums g^3 A, not g^3 times the sum of A, and then divides a copy."""
     model, x, classes = case(name, layer)
     with getattr(torchcam.methods, method)(model, layer) as cam:
         output = model(x.clone().requires_grad_())
         (theirs,) = cam(classes, SCALE * output, normalized=False)
     ours = getattr(camkit, method)(model, layer)(x, scaled(classes)[1]).maps
-    close(ours, theirs, 1e-6 if method == "XGradCAM" else 1e-12)  # which adds an epsilon
+    close(ours, theirs, 1e-6 if method == "XGradCAM" else 1e-12)  # torchcam's XGradCAM adds an epsilon
 
 
 def test_cam_of_torchcam() -> None:
@@ -235,10 +237,11 @@ def test_cam_of_torchcam() -> None:
 
 
 def test_score_cam_of_torchcam() -> None:
-    """torchcam takes a softmax of the differences to the score of the input over the channels.
+    """torchcam subtracts the score of the input, and then applies a softmax over the channels.
 
-    Of logarithms of p it is p by its sum, so that maps are proportional. And it scales the activation to
-    [0, 1] before it resizes, not after it; where each side is three times as long both are the same.
+    If the scores are logarithms of a probability p, the softmax is p divided by its sum, so that the maps are
+    proportional. torchcam also scales the activation to [0, 1] before it resizes, not afterwards. Both orders
+    give the same mask here, because the input is three times as large as the activation.
     """
     model = small(nn.Flatten(), nn.Linear(7 * 32, 8), nn.ReLU(), nn.Linear(8, 4), stride=3, channels=7)
     x, classes = inputs(2, 3, 24, 12), [1, 3]

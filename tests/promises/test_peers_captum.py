@@ -1,6 +1,6 @@
-"""Where captum is right, camkit agrees with it.
+"""camkit agrees with captum wherever captum follows the paper.
 
-Where captum departs from the paper, a comment says how, and the test chooses the case in which it does not.
+If captum departs from the paper, the test says how, and uses a case in which the difference has no effect.
 """
 
 from collections.abc import Callable
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 import camkit
 from helpers.peers import LAYERS, SHAPES, case, close, inputs, network, small
 
-# captum says that it hooks modules, and that it wants a gradient of the input.
+# captum warns that it registers hooks, and that the input does not require gradients yet.
 CAPTUM = (
     "ignore:Setting:UserWarning",
     "ignore:Input Tensor 0 did not already require gradients:UserWarning",
@@ -33,7 +33,7 @@ def test_guided_backpropagation_of_captum(name: str) -> None:
 @pytest.mark.filterwarnings(*CAPTUM)
 @pytest.mark.parametrize(("name", "layer"), LAYERS[::2])
 def test_guided_grad_cam_of_captum(name: str, layer: str) -> None:
-    """captum keeps the channels of the input apart."""
+    """captum returns one map per channel of the input; camkit returns their sum."""
     model, x, classes = case(name, layer)
     guided = GuidedGradCam(model, model.get_submodule(layer))
     theirs = guided.attribute(x.clone(), classes, interpolate_mode="bilinear").sum(1)
@@ -41,9 +41,10 @@ def test_guided_grad_cam_of_captum(name: str, layer: str) -> None:
 
 
 class Copy(nn.Module):
-    """captum's rule for a pooling, unlike camkit's, is lost where it pools what a ReLU module has just given.
+    """Copies the output of a ReLU before a pooling reads it.
 
-    Its hook that keeps what arrives at the ReLU comes before the one with the pooling's rule.
+    captum does not apply its rule for a pooling that directly follows a ReLU module, because the hook that
+    records the gradient at the ReLU runs before the hook of the pooling's rule. camkit's rule needs no copy.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -51,7 +52,7 @@ class Copy(nn.Module):
 
 
 class Head(nn.Module):
-    """What follows one of the features, with copies after the ReLUs."""
+    """The part of a model after entry ``after`` of its ``features``, with copies after the ReLUs."""
 
     def __init__(self, model: nn.Module, after: int) -> None:
         super().__init__()
@@ -79,7 +80,7 @@ def by_weights(weights: Tensor, of: Tensor) -> Tensor:
 @pytest.mark.filterwarnings(*CAPTUM)
 @pytest.mark.parametrize(("name", "after"), [("alexnet", 12), ("vgg16", 29), ("vgg16", 28), ("vgg16", 22)])
 def test_lift_cams_weights_are_deeplift_of_captum(name: str, after: int) -> None:
-    """After the last pooling, before it, before the ReLU before that, and a block earlier."""
+    """At the last pooling, at the ReLU before it, at the convolution before that, and one block earlier."""
     model, x = network(name), inputs(*SHAPES[name])
     lift, at = camkit.LIFTCAM(model, f"features.{after}"), activation(model, after, x)
     classes = lift(x, [list(range(8))] * 2).maps.amax((2, 3)).argmax(1).tolist()
@@ -100,7 +101,7 @@ def test_lift_cam_of_other_functions_is_deeplift_of_captum(function: type[nn.Mod
 
 @pytest.mark.filterwarnings(*CAPTUM)
 def test_deeplift_of_captum_loses_what_overlapping_windows_share() -> None:
-    """Of a maximum that two windows have, captum keeps one: contributions miss some of the score."""
+    """captum counts a maximum that two windows share only once, so that it misses some of the score."""
     model = small(nn.MaxPool2d(3, 2), nn.Flatten(), nn.Linear(6 * 12, 8), nn.ReLU(), nn.Linear(8, 4))
     x = inputs(2, 3, 10, 8)
     at = model[0](x).detach()
@@ -109,12 +110,12 @@ def test_deeplift_of_captum_loses_what_overlapping_windows_share() -> None:
     theirs = deeplift.attribute(at, torch.zeros_like(at), [1, 3])
     differences = (head(at) - head(torch.zeros_like(at)))[range(2), [1, 3]].detach()
     assert ((theirs.sum((1, 2, 3)) - differences).abs() > 0.01 * differences.abs()).all()
-    # camkit's contributions are complete, or it would warn, which is an error here.
+    # camkit's contributions sum to the difference. Otherwise it would warn, and warnings are errors here.
     assert camkit.LIFTCAM(model, "0")(x, [1, 3]).maps.any()
 
 
 def positive_rules(model: nn.Module) -> nn.Module:
-    """captum's alpha-1-beta-0 rule for every layer with weights, without their biases."""
+    """Sets captum's alpha-1-beta-0 rule on all convolutions and linear layers, without biases."""
     for module in model.modules():
         if isinstance(module, nn.Conv2d | nn.Linear):
             module.rule = Alpha1_Beta0_Rule(set_bias_to_zero=True)
@@ -124,26 +125,26 @@ def positive_rules(model: nn.Module) -> nn.Module:
 
 
 def logits(*classes: int) -> Callable[[Tensor], Tensor]:
-    """A target of which relevance starts with one at each image's class and nothing elsewhere."""
+    """A target whose relevance starts with one at the class of each image, and zero at the other classes."""
     return lambda y: y[range(len(classes)), classes]
 
 
 @pytest.mark.filterwarnings(*CAPTUM)
 @pytest.mark.parametrize("pooling", [30, 16])
 def test_relevance_cam_is_lrp_of_captum(pooling: int) -> None:
-    """At the input of a pooling of VGG16; captum's relevance starts with the logit."""
+    """At the input of a pooling of VGG16. captum starts with the logit, by which its relevance is divided."""
     model, x, target = network("vgg16"), inputs(*SHAPES["vgg16"]), logits(3, 8)
     at = activation(model, pooling - 1, x)
     layer = LayerLRP(positive_rules(model), model.get_submodule(f"features.{pooling}"))
     relevance = layer.attribute(x.clone(), [3, 8], attribute_to_layer_input=True)
     relevance = relevance / target(model(x)).reshape(2, 1, 1, 1)
     ours = camkit.RelevanceCAM(model, f"features.{pooling - 1}")(x, target).maps
-    close(ours, by_weights(relevance.mean((2, 3)), at), 1e-6)  # it adds an epsilon to each denominator
+    close(ours, by_weights(relevance.mean((2, 3)), at), 1e-6)  # captum adds an epsilon to each denominator
 
 
 @pytest.mark.filterwarnings(*CAPTUM)
 def test_relevance_cam_of_a_class_is_lrp_of_captum_from_that_class_against_the_others() -> None:
-    """LRP is linear in what it starts with: -1/C for each class, and 1 for the explained one."""
+    """LRP is linear in its start, which is 1 at the explained class and -1/C at each other class."""
     model, x, after = network("vgg16"), inputs(*SHAPES["vgg16"]), 29
     at, head = activation(model, after, x), Head(model, after)
     relevance = torch.zeros_like(at)
@@ -156,7 +157,7 @@ def test_relevance_cam_of_a_class_is_lrp_of_captum_from_that_class_against_the_o
 
 
 class Block(nn.Module):
-    """A residual block and a head, of modules that captum has rules for."""
+    """A residual block and a head, made of modules for which captum has rules."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -173,7 +174,7 @@ class Block(nn.Module):
 
 @pytest.mark.filterwarnings(*CAPTUM)
 def test_relevance_cam_of_sums_is_lrp_of_captum() -> None:
-    """With a residual sum, and with a normalisation that hands relevance on."""
+    """With a residual sum, and with a batch normalisation that passes relevance on unchanged."""
     model = nn.Sequential(nn.Sequential(nn.Conv2d(3, 6, 3), nn.ReLU()), Block()).double().eval()
     x, target = inputs(2, 3, 10, 8), logits(2, 0)
     at = model[0](x).detach()
@@ -196,7 +197,7 @@ class Shallow(nn.Module):
 
 @pytest.mark.filterwarnings(*CAPTUM)
 def test_relevance_cam_of_negative_activations_is_lrp_of_captum() -> None:
-    """captum's rule is for what is positive: a negative number is a positive one with the opposite weight."""
+    """captum's rule needs positive activations, so negative ones enter it negated, with negated weights."""
     model = nn.Sequential(nn.Conv2d(3, 6, 3), Shallow(6)).double().eval()
     x, target = inputs(2, 3, 10, 8), logits(2, 0)
     at = model[0](x).detach()

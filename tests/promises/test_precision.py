@@ -1,4 +1,4 @@
-"""The same maps in every number type, memory format and mode of the caller, up to that type's rounding."""
+"""Maps are the same in every dtype, memory format and mode of the caller, up to rounding in that dtype."""
 
 import copy
 from collections.abc import Callable
@@ -15,12 +15,14 @@ from helpers.families import Plain, Transformer, tiny
 from helpers.fingerprint import fingerprint
 from helpers.registry import FEW
 
-# For attention and for an average without a bias there is no rule by which nothing is lost.
+# RelevanceCAM and LIFTCAM warn on these networks: no rule conserves everything through attention, or through
+# an average without a bias.
 pytestmark = pytest.mark.filterwarnings("ignore:RelevanceCAM", "ignore:LIFTCAM")
 
-# How far a heatmap may be off. What a layer gives is rounded by the type's eps, relative to its size; a few
-# layers add up to a few of these, and a heatmap divides by the map's span, which is below its size: 8 eps. In
-# single precision, in which half types are summed too, a matrix's eigenvectors lose about 30 eps more.
+# The largest allowed error of a heatmap. Each layer rounds its output to a relative error of eps, and a few
+# layers add a few eps. A heatmap divides by the range of the map, which is smaller than its magnitude. That
+# makes 8 eps in all. In single precision, in which half types are summed too, the eigenvectors of a matrix
+# lose about 30 eps more.
 TOLERANCE = {
     torch.float64: 1e-11,
     torch.float32: 1e-5,
@@ -53,7 +55,7 @@ def slow(*values: Any) -> Any:
 
 
 def network(kind: type[nn.Module], channels: int = 3) -> nn.Module:
-    """A tiny network in float64, every class of which has channels that speak for it."""
+    """A tiny network in float64 in which every class has channels with a positive weight."""
     torch.manual_seed(0 if kind is Plain else 3)
     model = tiny(kind)
     if isinstance(model, Plain):
@@ -74,7 +76,7 @@ def explain(name: str, model: nn.Module, x: Tensor) -> camkit.Explanation:
 
 
 def state() -> tuple[object, ...]:
-    """What the caller's modes are."""
+    """The grad, inference and autocast modes of the caller."""
     return (
         torch.is_grad_enabled(),
         torch.is_inference_mode_enabled(),
@@ -87,7 +89,7 @@ def state() -> tuple[object, ...]:
 def checked(
     name: str, model: nn.Module, x: Tensor, mode: Callable[[], AbstractContextManager[Any]] = nullcontext
 ) -> camkit.Explanation:
-    """An explanation that is of the right type and place, and for which nothing has changed."""
+    """Explains; asserts the types and devices, and that the model, the input and the modes are unchanged."""
     before, numbers = fingerprint(model), x.detach().clone()
     version = None if x.is_inference() else x._version
     shape = x.requires_grad, x.is_leaf, x.stride(), x.data_ptr()
@@ -105,7 +107,7 @@ def checked(
         expected = model.eval()(x)
     for module, training in zip(model.modules(), modes_of_model, strict=True):
         module.training = training
-    # Attention has another kernel without a gradient.
+    # Without a gradient, attention uses another kernel, which rounds differently.
     rounding = 8 * torch.finfo(expected.dtype).eps
     torch.testing.assert_close(explained.output, expected, rtol=rounding, atol=rounding)
     assert explained.maps.device == explained.output.device == x.device
@@ -118,9 +120,9 @@ def checked(
 
 def close(name: str, found: camkit.Explanation, expected: camkit.Explanation, dtype: torch.dtype) -> None:
     heatmaps = expected.heatmaps()
-    assert (heatmaps.amax((1, 2)) == 1).all()  # there is something to see of either image
+    assert (heatmaps.amax((1, 2)) == 1).all()  # no heatmap is empty
     off = (found.heatmaps().double() - heatmaps).abs()
-    # Where rounding turns a ReLU or the largest of a pool, the gradient by the input jumps at some pixels.
+    # If rounding switches a ReLU or the maximum of a pooling window, the input gradient jumps at some pixels.
     jumps = name in ("FullGrad", "GuidedGradCAM") and dtype in HALVES
     assert off.quantile(0.95 if jumps else 1.0).item() <= TOLERANCE[dtype]
 
@@ -137,7 +139,7 @@ def test_every_type_of_numbers(name: str, kind: type[nn.Module], dtype: torch.dt
 
 @each_method
 def test_the_autocast_of_the_caller(name: str, kind: type[nn.Module]) -> None:
-    """The model runs in half precision, and the method's own sums do not."""
+    """The model runs in half precision, but the sums of the method do not."""
     model, x = network(kind), images()
     expected = explain(name, model, x)
     found = checked(name, model.float(), x.float(), lambda: torch.autocast("cpu", torch.bfloat16))
@@ -193,7 +195,7 @@ def made_in_inference_mode(x: Tensor) -> Tensor:
 
 
 class Same(NamedTuple):
-    """What must not change a bit of a map."""
+    """A change of the model, the input or the mode that must not change a single bit of a map."""
 
     about: str
     model: Callable[[nn.Module], None] = untouched
@@ -225,7 +227,7 @@ def test_what_must_not_change_a_bit(name: str, kind: type[nn.Module], dtype: tor
         other = copy.deepcopy(model)
         same.model(other)
         found = checked(name, other, same.x(x), same.mode)
-        # torch has another kernel for attention of which no weight has a gradient.
+        # torch uses another attention kernel if no weight requires a gradient, which rounds differently.
         if kind is Plain or same.model not in (frozen, only_the_head_trains):
             assert torch.equal(found.maps, expected.maps), same.about
         else:

@@ -1,4 +1,4 @@
-"""Models that take more than images."""
+"""Models that take several inputs."""
 
 from collections import UserDict
 from typing import Any
@@ -11,7 +11,7 @@ from torch.nn import functional as F
 import camkit
 from helpers.families import Plain, Transformer, tiny
 
-# Guided Grad-CAM and LeGrad on networks of their own below; CAM explains one linear layer only.
+# FullGrad and LeGrad have tests of their own below. CAM does not explain the head of these networks.
 NAMES = [name for name in camkit.METHODS if name not in ("CAM", "LeGrad", "FullGrad")]
 FEW: dict[str, dict[str, Any]] = {
     "SmoothGradCAMPlusPlus": {"samples": 2},
@@ -22,7 +22,7 @@ lost = pytest.mark.filterwarnings("ignore:RelevanceCAM")
 
 
 class Two(nn.Module):
-    """Images, numbers that belong to each, and a setting for all."""
+    """Takes images, a row of numbers for each image, and a scale and a shift for the whole batch."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -40,7 +40,7 @@ class Two(nn.Module):
 
 
 class Closed(nn.Module):
-    """A model with all but the images filled in."""
+    """A model with fixed values for all inputs except the images."""
 
     def __init__(self, model: nn.Module, *args: Any, **kwargs: Any) -> None:
         super().__init__()
@@ -64,7 +64,7 @@ def test_each_image_is_explained_with_what_belongs_to_it(name: str) -> None:
     model, (x, numbers) = tiny(Two), batch()
     method: Any = camkit.METHODS[name]
     settings = FEW.get(name, {})
-    shift = torch.rand(6).double()  # belongs to none
+    shift = torch.rand(6).double()  # the same for all images
     found = method(model, "features", **settings)((x, numbers, 2.0, shift), [0, 1, 3])
     named = {"numbers": numbers, "image": x, "shift": shift, "scale": 2.0}
     by_name = method(model, "features", **settings)(UserDict(named), [0, 1, 3])
@@ -74,7 +74,7 @@ def test_each_image_is_explained_with_what_belongs_to_it(name: str) -> None:
         rows = slice(n, n + 1)
         alone = method(model, "features", **settings)((x[rows], numbers[rows], 2.0, shift), target)
         torch.testing.assert_close(found.maps[n], alone.maps[0], rtol=1e-8, atol=1e-12)
-        if name != "RelevanceCAM":  # to which what has one row for all is a constant
+        if name != "RelevanceCAM":  # its rules treat a tensor with one row for all images as a constant
             one = Closed(model, numbers[rows], 2.0, shift)
             alone = method(one, "model.features", **settings)(x[rows], target)
             torch.testing.assert_close(found.maps[n], alone.maps[0], rtol=1e-8, atol=1e-12)
@@ -106,7 +106,7 @@ def test_legrad_with_a_mask() -> None:
 
 
 def test_other_inputs_change_the_way() -> None:
-    """What is remembered of a dry run is remembered of the same inputs."""
+    """A dry run is cached for its inputs only; other inputs may take another path through the model."""
 
     class Forks(nn.Module):
         def __init__(self) -> None:

@@ -17,7 +17,7 @@ METHODS = [camkit.GradCAM, camkit.LayerCAM, camkit.HiResCAM, camkit.EigenCAM, ca
 
 
 class Case(NamedTuple):
-    """A network, one input's shape, and layers as they run."""
+    """A network, the shape of one input, and layers in the order in which they run."""
 
     model: type[nn.Module]
     shape: tuple[int, int, int]
@@ -29,7 +29,7 @@ CASES = [
     Case(Residual, (3, 11, 13), ["stem", "norm", "body", "out"]),
     Case(ChannelsLast, (3, 16, 12), ["patches", "norm"]),  # NCHW and NHWC
     Case(Tokens, (3, 16, 12), ["patches", "norm1"]),  # NCHW and tokens
-    Case(Branching, (1, 6, 8), ["left", "right", "mix"]),  # the second does not come from the first
+    Case(Branching, (1, 6, 8), ["left", "right", "mix"]),  # parallel branches
 ]
 cases = pytest.mark.parametrize("case", CASES, ids=lambda case: case.model.__name__)
 
@@ -43,7 +43,7 @@ def images(case: Case, count: int = 2) -> Tensor:
 @pytest.mark.parametrize("target", [None, [2, 0], [[0, 1, 2], [2, 2, 0]]], ids=["None", "N", "N x K"])
 def test_parts_are_the_explanations_of_one_layer(kind: Any, case: Case, target: Any) -> None:
     model, x = tiny(case.model), images(case)
-    for given in (case.layers, tuple(case.layers[::-1])):  # the order given does not matter
+    for given in (case.layers, tuple(case.layers[::-1])):  # the order of the argument does not matter
         explained = kind(model, layer=given)(x, target)
         assert explained.layer == ", ".join(case.layers)
         assert [part.layer for part in explained.parts] == case.layers
@@ -113,7 +113,7 @@ def test_frozen_models(case: Case) -> None:
 
 
 def count_passes(model: nn.Module) -> dict[str, int]:
-    """How often each module runs on numbers from now on."""
+    """Counts the runs of each module from now on, except dry runs, which use no real numbers."""
     runs: dict[str, int] = {}
 
     def counted(name: str) -> Callable[..., None]:
@@ -142,7 +142,7 @@ def test_one_first_pass_serves_score_cam() -> None:
     model, x = tiny(Plain), images(CASES[0])
     runs = count_passes(model)
     camkit.ScoreCAM(model, ["features.0", "features"], chunk_size=4)(x)
-    assert runs[""] == 1 + 3 + 3  # 5 and 6 channels, of two images two at a time
+    assert runs[""] == 1 + 3 + 3  # 5 and 6 channels in chunks of two, each on two images
 
 
 @pytest.mark.parametrize("kind", METHODS)

@@ -1,6 +1,7 @@
-"""LIFT-CAM's weights against the exact Shapley values of the channels, by enumeration of all coalitions.
+"""Compares the weights of LIFT-CAM with exact Shapley values of the channels, over all coalitions.
 
-A channel outside the coalition is zero at the layer, and the worth of a coalition is its score.
+The players are the channels of the layer. The worth of a coalition is the score of the model if all channels
+outside the coalition are zero.
 """
 
 import math
@@ -21,7 +22,7 @@ CLASSES = 5
 
 
 def worths(head: Callable[[Tensor], Tensor], activation: Tensor, classes: Tensor) -> Tensor:
-    """The scores ``(2^C, N)`` of all coalitions; channel k is in those whose number has bit k."""
+    """The scores ``(2^C, N)`` of all coalitions; channel k belongs to coalition s if bit k of s is set."""
     channels = activation.shape[1]
     inside = torch.tensor([[s >> k & 1 for k in range(channels)] for s in range(2**channels)]).bool()
     with torch.no_grad():
@@ -33,7 +34,7 @@ def worths(head: Callable[[Tensor], Tensor], activation: Tensor, classes: Tensor
 
 
 def shapley(worth: Tensor) -> Tensor:
-    """The Shapley values ``(N, C)`` by their definition, of worths ``(2^C, N)``."""
+    """The Shapley values ``(N, C)`` of worths ``(2^C, N)``, by their definition."""
     channels = len(worth).bit_length() - 1
     values = torch.zeros(worth.shape[1], channels, dtype=worth.dtype)
     for k in range(channels):
@@ -46,7 +47,7 @@ def shapley(worth: Tensor) -> Tensor:
 
 
 def weights(method: Callable[..., Explainer], model: nn.Module, x: Tensor, classes: Tensor) -> Tensor:
-    """What a method weighs the channels by, ``(N, C)``."""
+    """The weights of the channels in a method's map, ``(N, C)``."""
     kept: list[Tensor] = []
     its_own = maps.weighted_sum
 
@@ -63,7 +64,7 @@ def weights(method: Callable[..., Explainer], model: nn.Module, x: Tensor, class
 
 
 def network(*head: nn.Module, channels: int = 8) -> nn.Sequential:
-    """Two convolutions with ReLUs, then the head."""
+    """Features of two convolutions with ReLUs, then the head."""
     features = nn.Sequential(
         nn.Conv2d(1, channels, 5, padding=2),
         nn.ReLU(),
@@ -75,13 +76,13 @@ def network(*head: nn.Module, channels: int = 8) -> nn.Sequential:
 
 
 def perceptron(function: Callable[[], nn.Module] = nn.ReLU, channels: int = 8) -> list[nn.Module]:
-    """Global pooling, and two hidden layers."""
+    """The layers of a head: global average pooling and a perceptron with two hidden layers."""
     hidden = [nn.Linear(channels, 24), function(), nn.Linear(24, 24), function(), nn.Linear(24, CLASSES)]
     return [nn.AdaptiveAvgPool2d(1), nn.Flatten(), *hidden]
 
 
 def gratings(count: int) -> tuple[Tensor, Tensor]:
-    """Noisy waves, and which of the directions theirs is."""
+    """Noisy images of waves, and their classes: the index of the direction of each wave."""
     classes, phase = torch.randint(CLASSES, (count,)), 2 * math.pi * torch.rand(count, 1, 1)
     angle = (classes * math.pi / CLASSES)[:, None, None]
     at = torch.arange(16) - 7.5
@@ -99,19 +100,19 @@ def train(model: nn.Module, steps: int) -> None:
 
 
 def similarity(a: Tensor, b: Tensor) -> Tensor:
-    """Pearson's correlation over the channels, of each image."""
+    """Pearson's correlation over the channels, for each image."""
     return F.cosine_similarity(a - a.mean(1, keepdim=True), b - b.mean(1, keepdim=True))
 
 
 def test_the_reference_on_a_game_with_known_values() -> None:
-    """One left glove and two right ones: who has the left one gets two thirds of a pair's worth."""
+    """With one left and two right gloves, the owner of the left glove gets two thirds of a pair's worth."""
     worth = torch.tensor([[float(s & 1 and s > 1)] for s in range(8)])
     torch.testing.assert_close(shapley(worth), torch.tensor([[2 / 3, 1 / 6, 1 / 6]]))
 
 
 @pytest.mark.parametrize("function", [nn.ReLU, nn.SiLU, nn.Tanh])
 def test_shares_sum_to_the_whole(function: type[nn.Module]) -> None:
-    """Efficiency: both the exact values and LIFT-CAM's weights sum to the score less the score of zeros."""
+    """Efficiency: the exact values and the weights of LIFT-CAM sum to the score minus the score of zeros."""
     model = network(*perceptron(function))
     x, classes = gratings(10)
     worth = worths(model[1], model[0](x), classes)
@@ -129,7 +130,7 @@ def test_shares_sum_to_the_whole(function: type[nn.Module]) -> None:
     [nn.ReLU, nn.LeakyReLU, nn.ELU, nn.GELU, nn.SiLU, nn.Hardswish, nn.Tanh, nn.Sigmoid, nn.Softplus],
 )
 def test_exact_where_channels_do_not_meet(function: type[nn.Module]) -> None:
-    """Each channel has a nonlinear way of its own to the score: DeepLIFT gives its Shapley value."""
+    """If each channel has its own nonlinear path to the score, DeepLIFT gives its Shapley value exactly."""
     apart = (
         nn.Conv2d(8, 8, 3, groups=8),
         function(),
@@ -154,7 +155,7 @@ def test_one_channel_has_the_whole() -> None:
 
 
 def test_a_channel_that_is_zero_has_no_share() -> None:
-    """And Grad-CAM gives it one."""
+    """The Shapley value and the weight of LIFT-CAM are zero; the weight of Grad-CAM is not."""
     model = network(*perceptron())
     model.get_parameter("0.3.bias").data[2] = -100
     x, classes = gratings(10)
@@ -164,7 +165,10 @@ def test_a_channel_that_is_zero_has_no_share() -> None:
 
 
 def test_ablation_cams_weights_are_what_the_last_to_come_brings() -> None:
-    """So the passes with other activations at the layer are passes of the head."""
+    """The weight is the worth that the channel adds as the last one, divided by the score.
+
+    So runs of the head alone give the same scores as Ablation-CAM's own passes.
+    """
     model = network(*perceptron())
     x, classes = gratings(10)
     worth = worths(model[1], model[0](x).detach(), classes)

@@ -1,4 +1,4 @@
-"""Threads that explain one model: the maps of one thread, and the model as it was found."""
+"""Several threads that explain one model get the maps of a single thread, and leave the model unchanged."""
 
 import sys
 import threading
@@ -21,7 +21,7 @@ THREADS = 8
 
 @pytest.fixture
 def _hurried() -> Iterator[None]:
-    """Threads take turns as often as they can."""
+    """Makes Python switch between threads as often as possible."""
     interval = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)
     yield
@@ -29,7 +29,7 @@ def _hurried() -> Iterator[None]:
 
 
 def in_threads(work: Callable[[int], Result], count: int = THREADS) -> list[Result]:
-    """What so many threads give that start together; raises what one of them raises."""
+    """The results of ``count`` threads that start together; raises the error of a thread that fails."""
     together = threading.Barrier(count, timeout=60)
 
     def run(i: int) -> Result:
@@ -57,7 +57,7 @@ def test_threads_give_the_maps_of_one_thread(name: str, training: bool) -> None:
     before = fingerprint(model)
 
     def explain(i: int) -> list[Any]:
-        own = explainer(name, family, model)  # which makes a dry run of its own, amidst the others' passes
+        own = explainer(name, family, model)  # its dry run happens during passes of other threads
         return [own(x[i], [0, 1]), shared(x[i], [0, 1])]
 
     for explained, alone in zip(in_threads(explain), expected, strict=True):
@@ -89,7 +89,7 @@ def test_one_thread_that_raises_does_not_disturb_the_others(name: str) -> None:
 
 @pytest.mark.parametrize("name", camkit.METHODS)
 def test_the_first_to_enter_leaves_first(name: str) -> None:
-    """One enters its last pass while another is in its own, and is left alone there."""
+    """The first thread returns while the second is in a pass, which must stay in evaluation mode."""
     family = FITTING[name]
     model = narrow(family).train()
     *_, head = model.modules()
@@ -133,7 +133,7 @@ def test_the_first_to_enter_leaves_first(name: str) -> None:
 
 
 def test_threads_share_a_part_of_a_model_in_training_mode() -> None:
-    """One explains the whole and is done first, while another is still inside a part of it."""
+    """One thread explains the whole model and returns while another thread still explains a part of it."""
     part = Plain().train()
     whole = nn.Sequential(part)
     x = torch.randn(2, 3, 12, 10)
@@ -163,7 +163,7 @@ def test_threads_share_a_part_of_a_model_in_training_mode() -> None:
 
 
 def test_a_dry_run_amidst_a_pass_that_draws() -> None:
-    """It begins after the pass drew random numbers, and ends after that pass is over."""
+    """The dry run begins after another thread's pass drew random numbers, and ends after that pass."""
     drawn, begun, over = threading.Event(), threading.Event(), threading.Event()
     dry = set[int]()
 

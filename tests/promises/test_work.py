@@ -1,6 +1,6 @@
-"""How much work each method makes, counted and not timed: passes of the trunk and of the head, and backward.
+"""The cost of each method, counted and not timed: images through the trunk and the head, and backward passes.
 
-A change that runs the model once more, or lets a gradient reach the parameters, is seen here on any machine.
+On any machine these tests find a change that runs the model once more, or computes a gradient of a parameter.
 """
 
 from collections.abc import Callable
@@ -18,12 +18,12 @@ N, C = 2, 6  # images, and channels of Plain's last layer
 
 
 class Work(NamedTuple):
-    """What one call makes.
+    """The work of one call.
 
     Attributes:
-        trunk: images that go through the first layer.
-        head: images that go through the last.
-        backward: backward passes.
+        trunk: the number of images that go through the first layer.
+        head: the number of images that go through the last layer.
+        backward: the number of backward passes.
     """
 
     trunk: int
@@ -32,7 +32,7 @@ class Work(NamedTuple):
 
 
 def counted(monkeypatch: pytest.MonkeyPatch, model: nn.Module, call: Callable[[], object]) -> Work:
-    """The work of a call. Fails if it would compute the gradient of a parameter."""
+    """The work of a call. Fails if the call computes the gradient of a parameter."""
     rows = {"first": 0, "last": 0}
     backward, depth = 0, 0
     grad = torch.autograd.grad
@@ -47,7 +47,7 @@ def counted(monkeypatch: pytest.MonkeyPatch, model: nn.Module, call: Callable[[]
     def counting_grad(outputs: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         nonlocal backward, depth
         assert parameters.isdisjoint(map(id, [inputs] if isinstance(inputs, Tensor) else inputs))
-        backward += depth == 0  # and not a rule's own, within a pass
+        backward += depth == 0  # do not count a nested call, which a rule makes during a pass
         depth += 1
         try:
             return grad(outputs, inputs, *args, **kwargs)
@@ -59,7 +59,7 @@ def counted(monkeypatch: pytest.MonkeyPatch, model: nn.Module, call: Callable[[]
 
     first, *_, last = (m for m in model.modules() if isinstance(m, nn.Conv2d | nn.Linear))
     handles = [parameter.register_hook(forbidden) for parameter in model.parameters()]
-    # A dry run, which costs next to nothing, takes no hooks along.
+    # Dry runs do not count: they use a stand-in without these hooks, and cost almost nothing.
     handles += [
         module.register_forward_pre_hook(counting(place))
         for place, module in (("first", first), ("last", last))
@@ -80,12 +80,12 @@ def images(network: type[nn.Module]) -> Tensor:
     return torch.randn(N, *SHAPES[network]).double()
 
 
-# What follows the layer is proved on two copies of the batch, once a call, before it runs alone.
+# Before the head runs alone, each call checks once that it gives the same scores, on two copies of the batch.
 PROOF = 2 * N
-# For K scores; of the methods that take a number of samples, two.
+# The work for K scores; methods with a number of samples take two.
 EXPECTED: dict[str, Callable[[int], Work]] = {
     **dict.fromkeys(["CAM", "EigenCAM", "KPCACAM", "FEM", "RandomCAM"], lambda k: Work(N, N, 0)),
-    # Through pooling and a linear layer, the gradients of all scores go in one pass.
+    # Pooling and a linear layer follow, so that one backward pass computes the gradients of all scores.
     **dict.fromkeys(
         ["GradCAM", "GradCAMPlusPlus", "XGradCAM", "HiResCAM", "LayerCAM", "EigenGradCAM"],
         lambda k: Work(N, N, 1),
@@ -95,14 +95,15 @@ EXPECTED: dict[str, Callable[[int], Work]] = {
     "GuidedGradCAM": lambda k: Work(2 * N, 2 * N, 1 + k),
     "ShapleyCAM": lambda k: Work(N, N + PROOF + N, 2 * k),
     "LIFTCAM": lambda k: Work(N, N + PROOF + 2 * N, k),
-    # One backward pass for the start, one for how much is conserved, and one a score.
+    # One backward pass for the start, one for the conserved share, and one per score.
     "RelevanceCAM": lambda k: Work(N, N + PROOF + N, 2 + k),
     "AblationCAM": lambda k: Work(N, N + PROOF + C * N, 0),
     "ScoreCAM": lambda k: Work(N + C * N, N + C * N, 0),
     **dict.fromkeys(["SSCAM", "ISCAM"], lambda k: Work(N + 2 * C * N, N + 2 * C * N, 0)),
-    # Its two layers have 5 and 6 channels, each shown and hidden.
+    # Two layers with 5 and 6 channels; each channel is scored twice, by its mask and by the inverse mask.
     "PolyCAM": lambda k: Work(N + 2 * (5 + C) * N, N + 2 * (5 + C) * N, 0),
-    # Of two blocks of which the second needs the first's attention; what follows each runs once more.
+    # Two full passes, the second of which records the attention. The head is checked once (PROOF) and then
+    # runs once for each of the two blocks (2 * N, which equals PROOF).
     "LeGrad": lambda k: Work(2 * N, 2 * N + 2 * PROOF, 2 * k),
 }
 
@@ -112,13 +113,13 @@ EXPECTED: dict[str, Callable[[int], Work]] = {
 def test_a_call_makes_no_more_work_than_it_needs(
     name: str, scores: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """However many scores are asked for, the model runs no more often."""
+    """The number of forward passes does not depend on the number of scores."""
     network = Transformer if name == "LeGrad" else Plain
     model, x = tiny(network), images(network)
     if isinstance(model, Plain):
-        nn.init.ones_(model.get_parameter("features.4.bias"))  # no channel is zero
+        nn.init.ones_(model.get_parameter("features.4.bias"))  # makes every channel nonzero
     method, target = make(name, model), [list(range(scores))] * N
-    for _ in range(2):  # with its dry run, and without
+    for _ in range(2):  # the first call makes a dry run, the second does not
         assert counted(monkeypatch, model, lambda: method(x, target)) == EXPECTED[name](scores)
 
 
@@ -137,7 +138,7 @@ def test_a_call_makes_no_more_work_than_it_needs(
 def test_several_scores_share_a_backward_pass(
     head: list[nn.Module], expected: int, memory: torch.memory_format, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """And have the gradients that each has alone."""
+    """Each score has the same gradient as in a pass of its own."""
     model = nn.Sequential(nn.Conv2d(3, C, 3), nn.ReLU(), *head).double().to(memory_format=memory)
     x, classes = images(Plain).to(memory_format=memory), [[0, 1, 2], [3, 0, 1]]
     method = camkit.HiResCAM(model, "0")
@@ -148,7 +149,7 @@ def test_several_scores_share_a_backward_pass(
 
 
 def test_many_scores_share_a_few_backward_passes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Sixteen at most a pass, which bounds the memory of what lies between."""
+    """At most 16 scores share a pass, which bounds the memory of the intermediate gradients."""
     model = nn.Sequential(
         nn.Conv2d(3, C, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(C, 40)
     ).double()
@@ -161,7 +162,7 @@ def test_many_scores_share_a_few_backward_passes(monkeypatch: pytest.MonkeyPatch
 
 
 class Relu(torch.autograd.Function):
-    """A user's own, with the name of one of torch's: its gradient is twice what arrives."""
+    """A function of the user that is named like one of torch; it doubles the gradient."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
@@ -183,7 +184,7 @@ def test_functions_and_hooks_of_the_users_are_called_for_each_score(
             return scores  # type: ignore[no-any-return]
 
     model, x = tiny(Own), images(Plain)[:1]
-    nn.init.constant_(model.fc.bias, 5.0)  # every score is positive
+    nn.init.constant_(model.fc.bias, 5.0)  # makes every score positive
     method = camkit.HiResCAM(model)
     found = []
     assert counted(monkeypatch, model, lambda: found.append(method(x, lambda y: y))) == Work(1, 1, 4)
@@ -204,7 +205,7 @@ def test_several_layers_share_a_pass(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_inside_a_block_the_trunk_runs_once_more(monkeypatch: pytest.MonkeyPatch) -> None:
-    """For what the block's sum needs beside the layer; and never again, however many channels there are."""
+    """The further pass keeps the other summand of the block's sum. The number of channels adds none."""
     model, x = tiny(Residual), images(Residual)
     method, channels = camkit.AblationCAM(model, "body"), model.body.out_channels
     found = counted(monkeypatch, model, lambda: method(x, 1))

@@ -1,4 +1,4 @@
-"""Models inside others: in parallel, distributed, compiled."""
+"""Models in wrappers: ``DataParallel``, ``DistributedDataParallel`` and ``torch.compile``."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -37,6 +37,7 @@ def test_distributed_data_parallel(distributed: None) -> None:
 
 
 def agree(wrapped: nn.Module, model: nn.Module) -> None:
+    """Asserts that a wrapped model gets the same maps, layers and new head as the model itself."""
     for method in METHODS:
         expected = method(model)(X, 1)
         found = method(wrapped)(X, 1)
@@ -81,7 +82,7 @@ def a_part_in_place(model: Any) -> None:
 
 @pytest.mark.parametrize("change", [in_place, a_part, a_part_in_place])
 def test_compiled_inside(change: Callable[[Any], None]) -> None:
-    """The inside is reached: the layer lies within what is compiled, and so do ReLUs with rules."""
+    """Methods reach inside compiled code: the layer lies there, and so do ReLUs that have rules."""
     plain, changed = tiny(Skip), tiny(Skip)
     changed.load_state_dict(plain.state_dict())
     change(changed)

@@ -1,7 +1,7 @@
-"""Kills a job over a data set at each of its events with files, and checks the files of its next start.
+"""Kills a job over a data set at each of its file operations, starts it again, and checks the files.
 
-``python killed_job.py FOLDER`` works in a folder and prints how often it killed the job, and how many times a
-file was then half written.
+``python killed_job.py FOLDER`` works in a folder. It prints the number of times that it killed the job, and
+the number of times that a file was half written then.
 """
 
 import os
@@ -21,13 +21,13 @@ EVENTS = {"open", "os.rename", "os.remove", "os.mkdir", "os.listdir", "os.scandi
 
 
 def run_job(method: camkit.CAM, x: torch.Tensor, folder: Path) -> None:
-    """Explains three images in two shards, with a picture of each heatmap."""
+    """Explains three images in two shards, and saves a picture of each heatmap."""
     loader = DataLoader(TensorDataset(x), batch_size=2)
     camkit.explain_dataset(method, loader, folder, shard_size=2, colormap="gray")
 
 
 def is_killed(method: camkit.CAM, x: torch.Tensor, folder: Path, last: int) -> bool:
-    """Runs the job in a process that is killed at its event number ``last``; whether it came so far."""
+    """Runs the job in a process that is killed at its event number ``last``; false if it ended before."""
     child = os.fork()
     if child:
         return os.waitpid(child, 0)[1] == signal.SIGKILL
@@ -44,7 +44,8 @@ def is_killed(method: camkit.CAM, x: torch.Tensor, folder: Path, last: int) -> b
             count()
 
     def called(frame: Any, event: str, function: Any) -> None:
-        # Pillow writes pictures with many calls of the same function; counting each would only take time.
+        # Pillow writes a picture with many calls of the same function. Killing the job at each of them would
+        # take long and test nothing new.
         inside = "PIL" not in frame.f_code.co_filename
         if event == "c_call" and inside and function.__name__ in ("write", "fsync"):
             count()
@@ -56,18 +57,18 @@ def is_killed(method: camkit.CAM, x: torch.Tensor, folder: Path, last: int) -> b
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """The bytes of every file in a folder."""
+    """The bytes of every file in a folder, by its path in the folder."""
     return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
 def main(folder: Path) -> None:
-    """Kills the job at its first event, its second, and so on, until it ends before it is killed."""
+    """Kills the job at its first event, then at its second, and so on, until it ends before it is killed."""
     torch.set_num_threads(1)
     x = torch.randn(3, 3, 6, 6)
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2)).eval()
-    method = camkit.CAM(model)  # a method without a backward pass, which does not go with fork
+    method = camkit.CAM(model)  # needs no backward pass, which is unsafe in a forked process
 
-    # This process runs the job first, so that its children find everything imported.
+    # Run the job here first, so that the forked processes need not import anything.
     run_job(method, x, folder / "whole")
     whole, stopped = contents(folder / "whole"), folder / "stopped"
     assert len(whole) == 6, whole.keys()
@@ -83,7 +84,7 @@ def main(folder: Path) -> None:
         for name in done:
             for index in ([0, 1], [2])[int(name[6:11])]:
                 assert f"heatmaps/{index:08d}.png" in there, (last, name, index)
-        if last % 5 == 0:  # the second start is killed, too
+        if last % 5 == 0:  # kill the second start as well
             is_killed(method, x, stopped, last // 2)
         run_job(method, x, stopped)
         assert contents(stopped) == whole, last

@@ -1,8 +1,9 @@
-"""One of several processes that share a job over a data set; ``torch.distributed.run`` starts it.
+"""One of several processes that share a job over a data set; ``torch.distributed.run`` starts them.
 
-``shared_job.py FOLDER DIES_AT OWN_GROUP`` takes the method and the images from ``job.pt`` in the folder. It
-notes there which items it loads and which jobs are refused. At the first start the process that loads the
-item DIES_AT kills itself. With OWN_GROUP ``True`` it makes the process group before it calls camkit.
+``shared_job.py FOLDER DIES_AT OWN_GROUP`` reads the method and the images from ``job.pt`` in the folder, and
+records in the folder the items that it loads and the jobs that are refused. At the first start, the process
+that loads the item DIES_AT kills itself. If OWN_GROUP is ``True``, the program makes the process group itself
+before it calls camkit.
 """
 
 import json
@@ -24,13 +25,13 @@ RANK, ATTEMPT = os.environ["RANK"], os.environ["TORCHELASTIC_RESTART_COUNT"]
 
 
 def note(kind: str, value: object) -> None:
-    """Appends a line to this process's file of that kind."""
+    """Appends a line to this process's file of the given kind."""
     with open(WORK / f"{kind}-{ATTEMPT}-{RANK}", "a") as file:
         print(value, file=file)
 
 
 class Items(Dataset[torch.Tensor]):
-    """The images; loading one of them may kill the process."""
+    """The images; at the first start, loading the item DIES_AT kills the process."""
 
     def __init__(self, x: torch.Tensor) -> None:
         self.x = x
@@ -46,13 +47,13 @@ class Items(Dataset[torch.Tensor]):
 
 
 def progress(batches: Iterable[Any]) -> Iterable[Any]:
-    """Notes how many batches are shown."""
+    """Records the number of batches that the progress bar would show."""
     note("shown", len(batches))  # type: ignore[arg-type]
     return batches
 
 
 def main() -> None:
-    """Explains the images, and then asks for jobs that must be refused in every process."""
+    """Explains the images, and then starts jobs that every process must refuse."""
     torch.set_num_threads(1)
     method, x = torch.load(WORK / "job.pt", weights_only=False)
     if OWN_GROUP:
