@@ -20,25 +20,34 @@ from camkit import Inputs, targets
 from helpers.families import randomize, without_initialisation
 
 PAGE = Path(__file__).parents[2] / "docs" / "models.md"
-HEAD = """# What works on which model
+HEAD = """# Methods that work on each model
 
-All of `torchvision.models.list_models()`, run with random weights by `python -m helpers.models_table` in
-`tests`, with nothing configured but the target: a class; for segmentation one class's pixels, for detectors
-the sum of the scores, for RAFT the size of the flow. A test holds this page to the code.
+The table lists the methods that work on each model of `torchvision.models.list_models()`, with random
+weights. `python -m helpers.models_table`, run in the folder `tests`, writes this page, and a test compares
+the table with the code.
 
-- **layer**: where a map is made if none is named, with its channels and size for the input given, and its
-  layout if that is not channels first.
-- **CAM**: exact as the model is. **surgery**: the layer where `attach_gap_head` ends the trunk.
-- **gradient**: `GradCAM` and all that weigh the activation by a gradient.
-- **activation**: `EigenCAM` and the like.
-- **masks**: `ScoreCAM`, `AblationCAM` and the like (two channels were tried).
-- **LIFT**: `LIFTCAM`; *about* where it warns that contributions do not sum to the change of the score.
-- **relevance**: `RelevanceCAM`; *about* where it warns that relevance is lost.
-- **LeGrad**: the number of blocks.
+Only the target is given, and for RAFT also the layer. The target is a class; for segmentation it is the
+pixels of one class, for detectors the sum of the scores plus 0.001 times the sum of the box coordinates, and
+for RAFT the sum of the squares of the last flow. *yes* in a column means that its methods work.
 
-A dash: an error says why not; on detectors, which choose boxes by numbers, LIFT and relevance were not tried.
-RAFT's flow is made of many passes of one block, so a layer is to be named: `context_encoder`. Quantized
-models are here as `quantize=True` makes them: nothing in them has a gradient.
+- **layer**: the layer at which a map is made by default. It is followed by its channels and spatial size for
+  the given input, and by its layout unless that is channels first.
+- **CAM**: `CAM` on the model as it is.
+- **surgery**: the last layer of the trunk that `attach_gap_head` makes.
+- **gradient**: `GradCAM`, which stands for all methods that weight the activation by a gradient.
+- **activation**: `EigenCAM`, which stands for all methods that use only the activation.
+- **masks**: `ScoreCAM` and `AblationCAM`, each with two channels. They stand for all methods that mask the
+  input or leave out channels.
+- **LIFT**: `LIFTCAM`. *about* means a warning that the contributions do not sum to the change of the score.
+- **relevance**: `RelevanceCAM`. *about* means a warning that relevance is lost.
+- **LeGrad**: the number of blocks that `LeGrad` explains.
+
+A dash means that the method raises an error that states the reason. Some dashes mean that nothing was tried:
+`LIFTCAM` and `RelevanceCAM` on detectors, which select boxes by their scores, and `attach_gap_head` on RAFT,
+which takes two images.
+
+RAFT computes its flow by running one block many times, so a layer has to be named: `context_encoder`. The
+quantized models are made with `quantize=True`. Nothing in them has a gradient.
 """
 WAYS = ("gradient", "activation", "masks", "LIFT", "relevance", "LeGrad")
 COLUMNS = ["model", "input", "layer", "CAM", "surgery", *WAYS]
