@@ -21,28 +21,34 @@ from camkit import Inputs, targets
 from helpers.families import randomize, without_initialisation
 
 PAGE = Path(__file__).parents[2] / "docs" / "models.md"
-HEAD = """# Which methods work on which model
+HEAD = """# Methods that work on each model
 
-The table shows all models of `torchvision.models.list_models()`. `python -m helpers.models_table`, run in
-`tests`, runs each of them with random weights and writes this page. Only the target is chosen: a class; for
-segmentation the pixels of one class; for detectors the sum of the scores; for RAFT the size of the flow. A
-test compares the page with new runs of the models.
+The table lists the methods that work on each model of `torchvision.models.list_models()`, with random
+weights. `python -m helpers.models_table`, run in the folder `tests`, writes this page, and a test compares
+the table with the code.
 
-- **layer**: the layer that camkit finds, with its channels and spatial size for the given input, and its
-  layout if that is not channels first.
-- **CAM**: whether `CAM` explains the model without head surgery.
-- **surgery**: the layer where `attach_gap_head` ends the trunk.
-- **gradient**: `GradCAM` and the other methods that weigh the activation by a gradient.
-- **activation**: `EigenCAM` and the other methods that only read the activation.
-- **masks**: `ScoreCAM`, `AblationCAM` and the other methods that score each channel; tried on two channels.
-- **LIFT**: `LIFTCAM`; *about* if it warns that the contributions do not sum to the change of the score.
-- **relevance**: `RelevanceCAM`; *about* if it warns that the rules do not conserve relevance.
+Only the target is given, and for RAFT also the layer. The target is a class; for segmentation it is the
+pixels of one class, for detectors the sum of the scores plus 0.001 times the sum of the box coordinates, and
+for RAFT the sum of the squares of the last flow. *yes* in a column means that its methods work.
+
+- **layer**: the layer at which a map is made by default. It is followed by its channels and spatial size for
+  the given input, and by its layout unless that is channels first.
+- **CAM**: `CAM` on the model as it is.
+- **surgery**: the last layer of the trunk that `attach_gap_head` makes.
+- **gradient**: `GradCAM`, which stands for all methods that weight the activation by a gradient.
+- **activation**: `EigenCAM`, which stands for all methods that use only the activation.
+- **masks**: `ScoreCAM` and `AblationCAM`, each with two channels. They stand for all methods that mask the
+  input or leave out channels.
+- **LIFT**: `LIFTCAM`. *about* means a warning that the contributions do not sum to the change of the score.
+- **relevance**: `RelevanceCAM`. *about* means a warning that relevance is lost.
 - **LeGrad**: the number of blocks that `LeGrad` explains.
 
-A dash means that an error says why the method does not apply. LIFT and relevance were not tried on
-detectors, which select boxes by their numbers. RAFT computes its flow by many passes through one block, so
-you must name a layer; here it is `context_encoder`. Quantized models are made with `quantize=True`; nothing
-in them has a gradient.
+A dash means that the method raises an error that states the reason. Some dashes mean that nothing was tried:
+`LIFTCAM` and `RelevanceCAM` on detectors, which select boxes by their scores, and `attach_gap_head` on RAFT,
+which takes two images.
+
+RAFT computes its flow by running one block many times, so a layer has to be named: `context_encoder`. The
+quantized models are made with `quantize=True`. Nothing in them has a gradient.
 """
 WAYS = ("gradient", "activation", "masks", "LIFT", "relevance", "LeGrad")
 COLUMNS = ["model", "input", "layer", "CAM", "surgery", *WAYS]
