@@ -53,8 +53,8 @@ def tensor(name: str, value: object) -> None:
 
 def warn(message: str) -> None:
     """Issues a warning that points to the user's line of code that called camkit."""
-    # A warning usually points to the line that issues it. Here that line is inside camkit and tells nobody
-    # anything, so count the frames up to the first one outside.
+    # A warning usually points to the line that issues it. That line is inside camkit and is of no use to the
+    # user, so count the frames up to the first one outside.
     level, frame = 1, sys._getframe()
     while frame.f_back is not None and frame.f_globals.get("__name__", "").split(".")[0] == "camkit":
         level, frame = level + 1, frame.f_back
