@@ -26,7 +26,7 @@ COUNTS = (8, 16, 32, 64, 128)
 class RandomChannelsScoreCAM(camkit.ScoreCAM):
     """Score-CAM of channels chosen at random, the control."""
 
-    def scored(self, evidence: Evidence) -> Tensor:
+    def scored_channels(self, evidence: Evidence) -> Tensor:
         """Returns the feature maps of random channels, the same channels for every image."""
         chosen = torch.randperm(evidence.activation.shape[1])[: self.channels]
         return evidence.activation[:, chosen]

@@ -110,7 +110,7 @@ class Inputs:
             images: the new images, ``(M, C, *spatial)``.
 
         Returns:
-            Inputs of the same form: a tensor, a tuple or a dict.
+            The new inputs in the form of the old ones, a tensor, a tuple or a dict.
         """
         if self.place is None:
             return images

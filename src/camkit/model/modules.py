@@ -55,6 +55,7 @@ def unwrap(model: nn.Module) -> nn.Module:
     # Wrappers may be nested, such as a DataParallel of a compiled module.
     while isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel) or is_compiled(model):
         model = next(model.children())
+    # Code of torch.jit can be neither hooked nor intercepted.
     for name, module in model.named_modules():
         if isinstance(module, torch.jit.ScriptModule):
             hint = "explain the module that it was made of"
@@ -77,6 +78,7 @@ def require_floats(model: nn.Module) -> None:
 
     Such a layer has no gradient, and its weights are not a parameter that camkit could read.
     """
+    # Names take longer to find than modules, and only the error message needs one.
     quantized = next((m for m in modules_of(model) if ".quantized" in type(m).__module__), None)
     if quantized is None:
         return

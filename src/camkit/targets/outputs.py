@@ -161,8 +161,8 @@ def similarity(embedding: torch.Tensor) -> Callable[[Any], torch.Tensor]:
     checks.tensor("embedding", embedding)
 
     def score(output: Any) -> torch.Tensor:
-        fits = isinstance(output, torch.Tensor) and output.ndim == 2
-        if not fits or embedding.shape not in (output.shape[1:], output.shape):
+        is_embedding = isinstance(output, torch.Tensor) and output.ndim == 2
+        if not is_embedding or embedding.shape not in (output.shape[1:], output.shape):
             got = checks.shape_of(output) if isinstance(output, torch.Tensor) else type(output).__name__
             expected = f"a model with output (N, D) for an embedding of {checks.shape_of(embedding)}"
             raise ValueError(checks.error_message("target", expected, got))
