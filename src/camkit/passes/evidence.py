@@ -175,8 +175,8 @@ class Evidence:
             count: the number M of copies.
 
         Returns:
-            Two tensors in the same memory, the copies in the layer's own layout ``(M * N, ...)`` to rescore by
-            :meth:`rescore_rows`, and as activations ``(M, N, C, *spatial)`` to edit.
+            Two tensors in the same memory, the copies in the layer's own layout ``(M * N, ...)`` for
+            :meth:`rescore_rows`, and the copies as activations ``(M, N, C, *spatial)`` to edit.
         """
         rows = repeat_batch(self.layer_output.detach(), count)
         return rows, self.location.layout.channels_first(rows).unflatten(0, (count, -1))
