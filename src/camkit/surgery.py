@@ -43,7 +43,8 @@ class CAMNet(nn.Module):
             weights.
         head: the new layers, a :class:`CAMHead`.
         layer: name of the trunk's last layer.
-        frozen: whether the trunk stays in evaluation mode when the network trains.
+        frozen: whether the trunk is frozen: its parameters require no gradient, and it stays in evaluation
+            mode when the network trains.
 
     References:
         Zhou et al., *Learning Deep Features for Discriminative Localization*, CVPR 2016.
@@ -188,7 +189,7 @@ def attach_gap_head(
             size; if the model has no spatial layer, cannot take such an input, or computes something else
             once it is copied; for a value out of range.
         TypeError: for an argument of the wrong type, a quantized model, or a model that
-            :func:`copy.deepcopy` cannot copy.
+            ``copy.deepcopy`` cannot copy.
 
     Example:
         >>> import camkit, torch, torchvision

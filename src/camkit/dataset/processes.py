@@ -25,7 +25,7 @@ def process_group() -> Iterator["distributed.ProcessGroup | None"]:
     """Connects the processes that share the job while its ``with`` block runs.
 
     The group is a new one on the CPU. A group that the caller has may be one on GPUs: it would send our
-    messages through the GPUs, and its timeout would be too short for slow ranks.
+    messages through the GPUs, and its timeout may be too short for slow ranks.
 
     Yields:
         The process group; ``None`` if this process is alone.

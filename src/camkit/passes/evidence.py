@@ -33,7 +33,7 @@ class Evidence:
         inputs: the inputs of the model.
         location: the layer.
         layer_output: the output of the layer in its own layout. It is part of the graph that leads to
-            :attr:`scores` if the pass built a graph.
+            ``scores`` if the pass built a graph.
         output: the output of the model.
         scored: the scores to explain, with their target.
         shared: whether the evidence of other layers uses the same graph, which must then be kept.
@@ -175,8 +175,8 @@ class Evidence:
             count: the number M of copies.
 
         Returns:
-            The copies twice, in the same memory: in the layer's own layout ``(M * N, ...)`` for
-            :meth:`rescore_rows`, and as activations ``(M, N, C, *spatial)`` to edit.
+            Two tensors in the same memory, the copies in the layer's own layout ``(M * N, ...)`` for
+            :meth:`rescore_rows`, and the copies as activations ``(M, N, C, *spatial)`` to edit.
         """
         rows = repeat_batch(self.layer_output.detach(), count)
         return rows, self.location.layout.channels_first(rows).unflatten(0, (count, -1))
