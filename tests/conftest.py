@@ -1,12 +1,12 @@
-"""What all tests share."""
+"""Settings of all tests."""
 
 import pytest
 import torch
 
-# Its asserts tell what they compared.
+# Asserts in the helpers show the values that they compared.
 pytest.register_assert_rewrite("helpers")
 
-# The networks are tiny: sharing one out among threads costs more than it computes.
+# The networks are tiny, so that sharing the work among threads takes longer than the work itself.
 torch.set_num_threads(1)
 
 

@@ -400,7 +400,7 @@ class Digits(nn.Module):
 
 
 class Skip(nn.Module):
-    """A residual block of convolutions, BatchNorms and ReLUs alone: what relevance has rules for."""
+    """A residual block of convolutions, BatchNorms and ReLUs only, for which relevance has rules."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""All that must be as it was after explaining."""
+"""The state of a model and of the process, which an explanation must not change."""
 
 import hashlib
 import random

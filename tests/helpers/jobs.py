@@ -18,11 +18,11 @@ from helpers.families import Plain
 
 PROGRAMS = Path(__file__).parent / "programs"
 ITEMS, BATCH, SHARD = 9, 3, 5
-BATCHES = [range(3), range(3, 5), range(5, 8), range(8, 9)]  # none reaches over the end of a shard
+BATCHES = [range(3), range(3, 5), range(5, 8), range(8, 9)]  # no batch reaches over the end of a shard
 
 
 class WithNumbers(Plain):
-    """Takes a few numbers beside the images, by name."""
+    """A network that takes a few numbers by name, beside the images."""
 
     def forward(self, x: Tensor, numbers: dict[str, Tensor] | None = None) -> Tensor:
         assert numbers is not None
@@ -30,7 +30,7 @@ class WithNumbers(Plain):
 
 
 class Items(Dataset[Any]):
-    """Notes what is loaded; may fail."""
+    """A data set that notes the items it loads, and fails at one of them if it is told to."""
 
     def __init__(self, items: Any) -> None:
         self.items = items
@@ -70,7 +70,7 @@ def shards(manifest: Path) -> Iterator[dict[str, Any]]:
 
 
 def check(manifest: Path, expected: list[camkit.Explanation]) -> None:
-    """That the shards hold these explanations, of the batches above, bit for bit."""
+    """Asserts that the shards hold these explanations, one for each of BATCHES, bit for bit."""
     first, second = shards(manifest)
     for found, numbers, parts in ((first, range(5), expected[:2]), (second, range(5, 9), expected[2:])):
         assert found["index"].tolist() == list(numbers)

@@ -97,7 +97,7 @@ def detected(output: list[dict[str, Tensor]]) -> Tensor:
 
 
 class TwoChannels:
-    """Scores two channels only, and takes them for the others too."""
+    """Scores two channels only, and gives all other channels the score of the second."""
 
     def in_chunks(self, rescore: Callable[[range], Tensor], count: int, images: int) -> Tensor:
         two = rescore(range(2))
@@ -142,7 +142,7 @@ def row(name: str) -> list[str]:
     _, cam = tried(camkit.CAM, model, x, target)
     masks = {tried(method, model, x, target)[1] for method in (ScoreCAM, AblationCAM)}
     lift = relevance = "–"
-    if target is not detected:  # what follows the layer there chooses by numbers
+    if target is not detected:  # the part of a detector after the layer chooses boxes by their numbers
         _, lift = tried(camkit.LIFTCAM, model, x, target)
         _, relevance = tried(camkit.RelevanceCAM, model, x, target)
     legrad, blocks = tried(camkit.LeGrad, model, x, target)
@@ -163,7 +163,7 @@ def shown(model: nn.Module, x: Any) -> str:
 
 
 def surgery_of(model: nn.Module, x: Any) -> str:
-    """The layer where the trunk ends, if the network that comes of it is what it should be."""
+    """The layer where the trunk ends; checks that the maps of the new network average to its logits."""
     if not isinstance(x, Tensor):
         return "–"
     try:

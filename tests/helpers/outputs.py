@@ -62,7 +62,7 @@ def refused(make: Any, output: Any) -> Any:
 
 
 def detections(*found: tuple[list[float], int, float]) -> dict[str, Tensor]:
-    """What a detector of torchvision returns for one image, from boxes, labels and scores."""
+    """The output of a torchvision detector for one image, from boxes, labels and scores."""
     boxes, labels, certainties = zip(*found, strict=True) if found else ((), (), ())
     return {
         "boxes": torch.tensor(boxes).reshape(-1, 4),

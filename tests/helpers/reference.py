@@ -1,7 +1,7 @@
 """Each formula as its paper writes it: per image, per channel and per position, in plain loops.
 
-Slow on purpose, and on another road than the library's: activations come from a hook on an undisturbed
-pass with a graph everywhere, gradients from ``backward``.
+Slow on purpose, and computed in another way than in the library: activations come from a hook on an ordinary
+forward pass with a graph everywhere, gradients from ``backward``.
 """
 
 import math
@@ -23,7 +23,9 @@ def activation_and_gradient(
     def hook(module: nn.Module, args: Any, output: Tensor) -> Tensor:
         output.retain_grad()
         kept.append(output)
-        return output.clone()  # what follows in place must not reach what was kept
+        return (
+            output.clone()
+        )  # otherwise an in-place operation after the layer would change the tensor we keep
 
     handle = model.get_submodule(layer).register_forward_hook(hook)
     score(model(image[None])[0]).backward()
@@ -71,7 +73,7 @@ def without_channel(tensor: Tensor, kind: str, k: int) -> Tensor:
 
 
 def output_with(model: nn.Module, layer: str, image: Tensor, edit: Callable[[Tensor], Tensor]) -> Tensor:
-    """The output for one image where the layer gives something else."""
+    """The output for one image, with the output of the layer edited."""
     handle = model.get_submodule(layer).register_forward_hook(lambda module, args, output: edit(output))
     with torch.no_grad():
         output: Tensor = model(image[None])[0]
@@ -220,7 +222,7 @@ def score_cam(model: nn.Module, image: Tensor, c: int, activation: Tensor) -> Te
 
 
 def ss_cam(model: nn.Module, image: Tensor, c: int, activation: Tensor, noise: Sequence[Tensor]) -> Tensor:
-    """Wang et al. 2020 (SS-CAM): ``noise[m]`` is what is added to all channels for sample m."""
+    """Wang et al. 2020 (SS-CAM): ``noise[m]`` is added to all channels for sample m."""
     weights = []
     for k, channel in enumerate(activation):
         scores = [probability(model, image * mask(channel + n[k], image.shape[1:]), c) for n in noise]

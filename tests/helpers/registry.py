@@ -13,7 +13,7 @@ FEW: dict[str, dict[str, Any]] = {
     "SSCAM": {"samples": 2},
     "ISCAM": {"samples": 2},
 }
-# These run the model, or what follows the layer, for each channel.
+# These run the model, or the part after the layer, once for each channel.
 A_PASS_A_CHANNEL = ("ScoreCAM", "SSCAM", "ISCAM", "AblationCAM", "PolyCAM")
 
 

@@ -1,4 +1,4 @@
-"""Models of other libraries: what is found on them, against Grad-CAM by a plain hook."""
+"""Models of other libraries: the layer that is found, and a comparison with Grad-CAM by a plain hook."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -48,7 +48,9 @@ def grad_cam(model: nn.Module, inputs: Any, found: Found, score: Callable[[Any],
 
     def keep(module: nn.Module, args: object, output: Tensor) -> Tensor:
         kept.append(output)
-        return output.clone()  # what follows may work in place
+        return (
+            output.clone()
+        )  # otherwise an in-place operation after the layer would change the tensor we keep
 
     handle = model.get_submodule(found.layer).register_forward_hook(keep)
     scores = score(model(**inputs) if isinstance(inputs, dict) else model(inputs))

@@ -1,4 +1,4 @@
-"""Layers and layouts of models that are no classifiers of pictures with channels first."""
+"""Layers and layouts of segmenters, detectors and other models that are no classifiers."""
 
 from collections.abc import Callable
 from typing import Any
@@ -14,7 +14,7 @@ from camkit.layers.search import find_features, find_for_gradient
 
 
 class Made(nn.Module):
-    """A trunk of stages, and whatever follows."""
+    """A few layers, and a forward pass that the test gives as a function."""
 
     def __init__(self, forward: Callable[[Any, Tensor], Any]) -> None:
         super().__init__()
@@ -85,7 +85,7 @@ def test_a_choice_by_numbers_before_the_layer_takes_a_run_on_numbers() -> None:
 
 
 def test_a_detector_that_resizes_inside() -> None:
-    """Its features are the same for every input, as SSD's are, and are read by what made them."""
+    """Its features have the same size for every input, as in SSD; their operations tell the layout."""
 
     def resizes(m: Any, x: Tensor) -> Tensor:
         return head(m, m.deep(m.stem(F.interpolate(x, (24, 24)))))

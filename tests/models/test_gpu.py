@@ -1,4 +1,4 @@
-"""On a GPU everything gives what it gives on the CPU, and leaves the model and the process as they were."""
+"""Results on a GPU equal those on the CPU, and the model and the process are left as they were found."""
 
 from collections.abc import Callable
 from copy import deepcopy

@@ -18,7 +18,7 @@ GRID = (48, 64)  # 3 x 4 patches of 16
 
 
 class What(NamedTuple):
-    """What of a model's output is explained: as a target, and as a function to scores ``(N, K)``."""
+    """A part of the output to explain, as a target and as a function to scores ``(N, K)``."""
 
     target: Any
     score: Callable[[Any], Tensor]
@@ -51,7 +51,7 @@ CLASS_TOKEN, FIRST_BOX = What(_class_token, _class_token), What(_first_box, _fir
 
 
 class Row(NamedTuple):
-    """A model, its configuration, what is to be found on it, its input size, and what is explained."""
+    """A model, its configuration, the layer that should be found on it, its input size and its target."""
 
     name: str
     options: dict[str, Any]
@@ -236,7 +236,7 @@ CLASSIFIERS = [
     ),
 ]
 
-#: Models that give tokens first, and what is explained after them.
+#: Models whose first output is tokens, and whose explained output comes after them.
 BACKBONES = [
     vit("ViTModel", "layers.2.layernorm_before", (1, 0), what=POOLED),
     vit("ViTModel", "layers.2.layernorm_before", (1, 0), what=CLASS_TOKEN, variant="class token"),
@@ -262,7 +262,7 @@ BACKBONES = [
     Row("SiglipVisionModel", SQUARE, Found("post_layernorm", 32, (4, 4), (0, 0)), (64, 64), POOLED),
 ]
 
-#: The last features are what the classifier takes in, and not its scores.
+#: The last features are the inputs of the classifier, not its scores.
 SEGMENTATION = [
     Row(
         "SegformerForSemanticSegmentation",

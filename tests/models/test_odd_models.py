@@ -1,4 +1,4 @@
-"""Models as people write them, at which other passes and other backward passes could go wrong."""
+"""Unusual models, on which later forward passes and replaced backward passes could go wrong."""
 
 from collections.abc import Callable
 from typing import Any
@@ -16,7 +16,7 @@ lost = pytest.mark.filterwarnings("ignore:RelevanceCAM")
 
 
 class Head(nn.Module):
-    """A trunk ``f`` and whatever follows it."""
+    """A trunk ``f``, and a head that the test gives as a function."""
 
     def __init__(self, head: Callable[[Any, Tensor], Any], channels: int = 6) -> None:
         super().__init__()
@@ -59,7 +59,7 @@ def ablated(model: nn.Module, x: Tensor, target: Callable[[Any], Tensor]) -> Ten
 @pytest.mark.parametrize("fill", [0.0, -1e9, -torch.inf])
 @pytest.mark.parametrize("always", [True, False])
 def test_hooks_after_the_layer_count(fill: float, always: bool) -> None:
-    """Also a hook that changes nothing where nothing is edited, so that no comparison there finds it."""
+    """Even a hook that only changes edited activations, which the comparison without edits cannot find."""
 
     def masked(m: Any, f: Tensor) -> Tensor:
         return plain(m, f).masked_fill(torch.tensor([False, False, True, False]), fill)

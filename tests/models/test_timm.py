@@ -17,7 +17,7 @@ SMALL = (64, 96)  # not square, so that rows are not taken for columns
 
 
 class Row(NamedTuple):
-    """A model, what is to be found on it, its input size and what it is made with."""
+    """A model, the layer that should be found on it, its input size and the options to make it."""
 
     name: str
     found: Found

@@ -1,4 +1,4 @@
-"""The page of what works on which model, held to a run of every model."""
+"""The table in ``docs/models.md``, compared with a run of every model of torchvision."""
 
 import pytest
 import torchvision

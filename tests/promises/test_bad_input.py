@@ -1,4 +1,4 @@
-"""What is refused, whoever is asked, in which words, and that the model is as it was afterwards."""
+"""Wrong arguments are refused in the same words everywhere, and the model is left as it was found."""
 
 import dataclasses
 import math
@@ -62,7 +62,7 @@ SHAPES = ["attach_gap_head", "list_layers"]
 
 
 class Row(NamedTuple):
-    """What is wrong, who is asked, the model, the error, its words; and what is given."""
+    """A wrong argument, the functions that get it, the model, the error, its message and the arguments."""
 
     about: str
     uses: list[str]
@@ -666,7 +666,7 @@ CASES = [pytest.param(row, use, id=f"{use}: {row.about}") for row in ROWS for us
 
 
 def said(error: BaseException) -> str:
-    """What camkit says; it may add what torch or Python said, in brackets."""
+    """The message without the error of torch or Python that camkit may add in brackets."""
     return re.sub(r" \((RuntimeError|TypeError): .*\)$", "", str(error), flags=re.DOTALL)
 
 

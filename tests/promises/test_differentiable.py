@@ -1,4 +1,4 @@
-"""Maps that a network can be trained through."""
+"""Maps that you can backpropagate through."""
 
 from typing import Any
 

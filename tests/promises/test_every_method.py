@@ -1,4 +1,4 @@
-"""What holds for every method of the registry."""
+"""Properties that every method of the registry has."""
 
 import gc
 import inspect
@@ -98,7 +98,7 @@ def test_the_order_of_the_channels_does_not_matter(name: str, order: list[int]) 
 @pytest.mark.filterwarnings("ignore:RelevanceCAM")
 @pytest.mark.parametrize("name", camkit.METHODS)
 def test_nothing_stays_alive_but_the_result(name: str) -> None:
-    """Of 20 calls, some of which raise: no tensor, hook, graph, or anything else that is counted."""
+    """After 20 calls, some of which raise, no more tensors, hooks, graphs or other objects are alive."""
     model = tiny(network(name))
     method, x = make(name, model), images(name, 2)
 
@@ -124,7 +124,7 @@ def test_nothing_stays_alive_but_the_result(name: str) -> None:
 @pytest.mark.filterwarnings("ignore:RelevanceCAM")
 @pytest.mark.parametrize("name", camkit.METHODS)
 def test_a_call_leaves_no_circles_to_collect(name: str) -> None:
-    """Or what it used, tensors too, stays until the collector happens to run."""
+    """In a reference cycle, tensors would stay in memory until the garbage collector happens to run."""
     method, x = make(name, tiny(network(name))), images(name, 2)
     method(x, 1)  # with the dry run
     gc.collect()
@@ -171,7 +171,7 @@ def test_any_function_of_the_output_and_any_kind_of_it(name: str) -> None:
     torch.testing.assert_close(of_predicted.maps, method(x, camkit.targets.key("logits", predicted)).maps)
     of_function = method(x, lambda output: output["logits"].softmax(1)[:, [2, 0]])
     assert of_function.maps.shape == (2, 2, *of_class.maps.shape[1:])
-    # What belongs to each image must not be taken for another's, however the passes are cut.
+    # A score that belongs to one image must not be used for another, however the passes are cut.
     own = torch.tensor([2, 0])
     each = method(x, lambda output: output["logits"].softmax(1)[torch.arange(2), own])
     torch.testing.assert_close(each.maps[0], of_function.maps[0, 0])
@@ -227,7 +227,7 @@ def test_a_layer_without_a_grid_is_named(name: str) -> None:
 @lost
 @pytest.mark.parametrize("name", camkit.METHODS)
 def test_the_same_call_gives_the_same_bytes(name: str) -> None:
-    """Whatever the global random states are; and the seed, where there is one, makes a difference."""
+    """For any global random state. Another seed gives other bytes, where a method has one."""
     # Of a linear head the gradient is the same with any noise.
     model, x = tiny(Residual if name in SEEDED else network(name)), images(name, 2)
     before = process()

@@ -41,7 +41,7 @@ class Bomb:
 
 
 def refusal(name: str, family: str) -> str:
-    """What a method says to a family that it does not explain; nothing if it explains it."""
+    """The start of the error for a family that the method cannot explain; empty if it can."""
     if name == "CAM" and family not in EXACT:
         return "model: expected only global pooling and one linear layer after the last activation"
     if name == "GuidedGradCAM" and not NARROW[family].relus:
@@ -179,7 +179,7 @@ CALLS: dict[str, Callable[[nn.Module, Tensor], object]] = {
 @pytest.mark.parametrize("begin", [write, draw])
 @pytest.mark.parametrize("name", CALLS)
 def test_what_a_forward_pass_changes_is_put_back(name: str, begin: Any, at: int) -> None:
-    """Also where that pass or a later one raises."""
+    """The same holds if that pass or a later one raises."""
     family = FITTING.get(name, "mobilenet_v2")
     model, x, bomb = beginning(begin, family), torch.rand(2, *NARROW[family].shape), Bomb()
     *_, head = model.modules()

@@ -183,7 +183,7 @@ def test_fullgrad_of_pytorch_grad_cam(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_fem_as_the_paper_has_it() -> None:
-    """Fuad et al. sum the binary maps of what is strong, weighed by the channels' means.
+    """Fuad et al. sum the binary maps of strong positions, weighted by the channels' means.
 
     pytorch-grad-cam's FEM sums the activation instead, weighed by the share of positions that are strong: it
     is another map.

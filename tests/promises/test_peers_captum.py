@@ -41,7 +41,7 @@ def test_guided_grad_cam_of_captum(name: str, layer: str) -> None:
 
 
 class Copy(nn.Module):
-    """captum's rule for a pooling, unlike camkit's, is lost where it pools what a ReLU module has just given.
+    """captum loses its rule for a pooling whose input is the output of a ReLU module; camkit does not.
 
     Its hook that keeps what arrives at the ReLU comes before the one with the pooling's rule.
     """
@@ -51,7 +51,7 @@ class Copy(nn.Module):
 
 
 class Head(nn.Module):
-    """What follows one of the features, with copies after the ReLUs."""
+    """The part of a network after one of its features, with a copy after each ReLU."""
 
     def __init__(self, model: nn.Module, after: int) -> None:
         super().__init__()
@@ -143,7 +143,7 @@ def test_relevance_cam_is_lrp_of_captum(pooling: int) -> None:
 
 @pytest.mark.filterwarnings(*CAPTUM)
 def test_relevance_cam_of_a_class_is_lrp_of_captum_from_that_class_against_the_others() -> None:
-    """LRP is linear in what it starts with: -1/C for each class, and 1 for the explained one."""
+    """LRP is linear in the relevance at its start: -1/C for each class, and 1 for the explained one."""
     model, x, after = network("vgg16"), inputs(*SHAPES["vgg16"]), 29
     at, head = activation(model, after, x), Head(model, after)
     relevance = torch.zeros_like(at)
@@ -196,7 +196,7 @@ class Shallow(nn.Module):
 
 @pytest.mark.filterwarnings(*CAPTUM)
 def test_relevance_cam_of_negative_activations_is_lrp_of_captum() -> None:
-    """captum's rule is for what is positive: a negative number is a positive one with the opposite weight."""
+    """captum's rule is for positive inputs: a negative one becomes positive with the opposite weight."""
     model = nn.Sequential(nn.Conv2d(3, 6, 3), Shallow(6)).double().eval()
     x, target = inputs(2, 3, 10, 8), logits(2, 0)
     at = model[0](x).detach()

@@ -18,8 +18,8 @@ from helpers.registry import FEW
 # For attention and for an average without a bias there is no rule by which nothing is lost.
 pytestmark = pytest.mark.filterwarnings("ignore:RelevanceCAM", "ignore:LIFTCAM")
 
-# How far a heatmap may be off. What a layer gives is rounded by the type's eps, relative to its size; a few
-# layers add up to a few of these, and a heatmap divides by the map's span, which is below its size: 8 eps. In
+# How far a heatmap may be off. The output of a layer is rounded by the type's eps, relative to its size. A
+# few layers add up to a few of these, and a heatmap divides by the map's span, which is below its size: 8 eps. In
 # single precision, in which half types are summed too, a matrix's eigenvectors lose about 30 eps more.
 TOLERANCE = {
     torch.float64: 1e-11,
@@ -74,7 +74,7 @@ def explain(name: str, model: nn.Module, x: Tensor) -> camkit.Explanation:
 
 
 def state() -> tuple[object, ...]:
-    """What the caller's modes are."""
+    """The modes of the caller."""
     return (
         torch.is_grad_enabled(),
         torch.is_inference_mode_enabled(),
@@ -193,7 +193,7 @@ def made_in_inference_mode(x: Tensor) -> Tensor:
 
 
 class Same(NamedTuple):
-    """What must not change a bit of a map."""
+    """A change of the model, the images or the mode that must not change a single bit of a map."""
 
     about: str
     model: Callable[[nn.Module], None] = untouched

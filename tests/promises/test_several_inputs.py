@@ -74,7 +74,7 @@ def test_each_image_is_explained_with_what_belongs_to_it(name: str) -> None:
         rows = slice(n, n + 1)
         alone = method(model, "features", **settings)((x[rows], numbers[rows], 2.0, shift), target)
         torch.testing.assert_close(found.maps[n], alone.maps[0], rtol=1e-8, atol=1e-12)
-        if name != "RelevanceCAM":  # to which what has one row for all is a constant
+        if name != "RelevanceCAM":  # a tensor with one row for all images is a constant to its rules
             one = Closed(model, numbers[rows], 2.0, shift)
             alone = method(one, "model.features", **settings)(x[rows], target)
             torch.testing.assert_close(found.maps[n], alone.maps[0], rtol=1e-8, atol=1e-12)
@@ -106,7 +106,7 @@ def test_legrad_with_a_mask() -> None:
 
 
 def test_other_inputs_change_the_way() -> None:
-    """What is remembered of a dry run is remembered of the same inputs."""
+    """A dry run is remembered for the same other inputs only."""
 
     class Forks(nn.Module):
         def __init__(self) -> None:

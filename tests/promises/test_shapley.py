@@ -46,7 +46,7 @@ def shapley(worth: Tensor) -> Tensor:
 
 
 def weights(method: Callable[..., Explainer], model: nn.Module, x: Tensor, classes: Tensor) -> Tensor:
-    """What a method weighs the channels by, ``(N, C)``."""
+    """The weights of the channels of a method, ``(N, C)``."""
     kept: list[Tensor] = []
     its_own = maps.weighted_sum
 
@@ -154,7 +154,7 @@ def test_one_channel_has_the_whole() -> None:
 
 
 def test_a_channel_that_is_zero_has_no_share() -> None:
-    """And Grad-CAM gives it one."""
+    """Grad-CAM, in contrast, gives it a share."""
     model = network(*perceptron())
     model.get_parameter("0.3.bias").data[2] = -100
     x, classes = gratings(10)

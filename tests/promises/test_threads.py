@@ -29,7 +29,7 @@ def _hurried() -> Iterator[None]:
 
 
 def in_threads(work: Callable[[int], Result], count: int = THREADS) -> list[Result]:
-    """What so many threads give that start together; raises what one of them raises."""
+    """The results of several threads that start together; raises the error of a thread that fails."""
     together = threading.Barrier(count, timeout=60)
 
     def run(i: int) -> Result:

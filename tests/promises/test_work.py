@@ -18,7 +18,7 @@ N, C = 2, 6  # images, and channels of Plain's last layer
 
 
 class Work(NamedTuple):
-    """What one call makes.
+    """The work of one call.
 
     Attributes:
         trunk: images that go through the first layer.
@@ -80,7 +80,7 @@ def images(network: type[nn.Module]) -> Tensor:
     return torch.randn(N, *SHAPES[network]).double()
 
 
-# What follows the layer is proved on two copies of the batch, once a call, before it runs alone.
+# Before the part after the layer runs alone, two copies of the batch prove it, once a call.
 PROOF = 2 * N
 # For K scores; of the methods that take a number of samples, two.
 EXPECTED: dict[str, Callable[[int], Work]] = {
@@ -102,7 +102,7 @@ EXPECTED: dict[str, Callable[[int], Work]] = {
     **dict.fromkeys(["SSCAM", "ISCAM"], lambda k: Work(N + 2 * C * N, N + 2 * C * N, 0)),
     # Its two layers have 5 and 6 channels, each shown and hidden.
     "PolyCAM": lambda k: Work(N + 2 * (5 + C) * N, N + 2 * (5 + C) * N, 0),
-    # Of two blocks of which the second needs the first's attention; what follows each runs once more.
+    # Two blocks, of which the second needs the attention of the first; the part after each runs once more.
     "LeGrad": lambda k: Work(2 * N, 2 * N + 2 * PROOF, 2 * k),
 }
 
@@ -112,7 +112,7 @@ EXPECTED: dict[str, Callable[[int], Work]] = {
 def test_a_call_makes_no_more_work_than_it_needs(
     name: str, scores: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """However many scores are asked for, the model runs no more often."""
+    """The model runs no more often for more scores."""
     network = Transformer if name == "LeGrad" else Plain
     model, x = tiny(network), images(network)
     if isinstance(model, Plain):
@@ -137,7 +137,7 @@ def test_a_call_makes_no_more_work_than_it_needs(
 def test_several_scores_share_a_backward_pass(
     head: list[nn.Module], expected: int, memory: torch.memory_format, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """And have the gradients that each has alone."""
+    """The gradients are those that each score has alone."""
     model = nn.Sequential(nn.Conv2d(3, C, 3), nn.ReLU(), *head).double().to(memory_format=memory)
     x, classes = images(Plain).to(memory_format=memory), [[0, 1, 2], [3, 0, 1]]
     method = camkit.HiResCAM(model, "0")
@@ -148,7 +148,7 @@ def test_several_scores_share_a_backward_pass(
 
 
 def test_many_scores_share_a_few_backward_passes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Sixteen at most a pass, which bounds the memory of what lies between."""
+    """At most sixteen a pass, which bounds the memory of the gradients between the scores and the layer."""
     model = nn.Sequential(
         nn.Conv2d(3, C, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(C, 40)
     ).double()
@@ -161,7 +161,7 @@ def test_many_scores_share_a_few_backward_passes(monkeypatch: pytest.MonkeyPatch
 
 
 class Relu(torch.autograd.Function):
-    """A user's own, with the name of one of torch's: its gradient is twice what arrives."""
+    """A user's own, with the name of one of torch's: its gradient is twice the one that arrives."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
@@ -204,7 +204,7 @@ def test_several_layers_share_a_pass(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_inside_a_block_the_trunk_runs_once_more(monkeypatch: pytest.MonkeyPatch) -> None:
-    """For what the block's sum needs beside the layer; and never again, however many channels there are."""
+    """It gives the other summand of the block, and never runs again, however many channels there are."""
     model, x = tiny(Residual), images(Residual)
     method, channels = camkit.AblationCAM(model, "body"), model.body.out_channels
     found = counted(monkeypatch, model, lambda: method(x, 1))

@@ -81,7 +81,7 @@ def a_part_in_place(model: Any) -> None:
 
 @pytest.mark.parametrize("change", [in_place, a_part, a_part_in_place])
 def test_compiled_inside(change: Callable[[Any], None]) -> None:
-    """The inside is reached: the layer lies within what is compiled, and so do ReLUs with rules."""
+    """Layers and ReLUs inside the compiled part are reached."""
     plain, changed = tiny(Skip), tiny(Skip)
     changed.load_state_dict(plain.state_dict())
     change(changed)
