@@ -297,7 +297,7 @@ def test_heatmaps_for_another_number_of_images() -> None:
 
 
 def test_batches_are_coloured_as_single_pictures() -> None:
-    """And with one heatmap for several."""
+    """The same holds for one heatmap over several pictures."""
     images, heatmaps = torch.rand(3, 3, 300, 250), torch.rand(3, 300, 250)
     each = torch.stack([camkit.blend(i, h) for i, h in zip(images, heatmaps, strict=True)])
     assert torch.equal(camkit.blend(images, heatmaps), each)

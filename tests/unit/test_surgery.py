@@ -43,7 +43,7 @@ def test_identity_and_trunk_on_every_family(family: Family) -> None:
     assert not net.training
     check_identity(net, x)
 
-    # What is pooled is what the whole model computes there, after DenseNet's ReLU.
+    # The pooled activation is the one that the whole model computes there, after DenseNet's ReLU.
     kept: list[Tensor] = []
     handle = model.get_submodule(family.layer).register_forward_hook(lambda m, a, o: kept.append(o.clone()))
     with torch.no_grad():
@@ -276,7 +276,7 @@ def test_a_cut_anywhere_gives_that_layer(layer: str) -> None:
 
 
 def test_a_cut_inside_a_bottleneck_and_inside_attention() -> None:
-    """There an identity in the place of what follows does not fit the block."""
+    """Inside these blocks an identity in place of the later layers would not fit."""
     net = camkit.attach_gap_head(build("resnet50"), 3, layer="layer4.2.conv1")
     assert net.class_maps(torch.rand(1, 3, 64, 64)).maps.shape == (1, 3, 2, 2)
     net = camkit.attach_gap_head(Tokens(), 3, layer="norm1", input_shape=(3, 16, 12))
@@ -324,7 +324,7 @@ def test_what_is_used_without_being_called_stays_and_dead_lists_go() -> None:
     model(x)
     expected = kept[0].mean((2, 3)) @ net.head.linear.weight.T + net.head.linear.bias
     torch.testing.assert_close(net(x), expected)
-    # Here the scale is dead too, but something reads its weight: then what is dead stays.
+    # Here the scale is dead too, but something reads its weight, so that the dead modules stay.
     whole = camkit.attach_gap_head(model, 2, layer="stem.1", input_shape=(3, 9, 9))
     pooled = model.stem(x).mean((2, 3))
     torch.testing.assert_close(whole(x), pooled @ whole.head.linear.weight.T + whole.head.linear.bias)

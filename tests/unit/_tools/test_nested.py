@@ -115,7 +115,7 @@ def test_what_has_no_row_per_image_is_in_every_part() -> None:
 
 @pytest.mark.parametrize("counts", [[3, 0, 1, 9], [3, 0, 4, 1], [4, 4, 4, 4]])
 def test_a_list_of_one_dict_per_image_is_cut(counts: list[int]) -> None:
-    """Also where an image has as many detections as there are images."""
+    """The same holds for an image with as many detections as there are images."""
     found = [{"scores": torch.rand(n), "boxes": torch.rand(n, 4)} for n in counts]
     first, second = split(found, 2, 4)
     assert all(map(operator.is_, [*first, *second], found))

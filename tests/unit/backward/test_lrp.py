@@ -43,7 +43,7 @@ def relevance_at(model: nn.Module, layer: str, x: Tensor, target: object) -> tup
     ],
 )
 def test_relevance_is_conserved_down_to_shallow_layers(name: str, layer: str) -> None:
-    """Of a start of one, one arrives."""
+    """Relevance that starts with a sum of one arrives with a sum of one."""
     model = build(name).double()
     x = torch.randn(1, 3, 96, 80).double()
     relevance, ratio = relevance_at(model, layer, x, [[3, 7]])
@@ -54,7 +54,7 @@ def test_relevance_is_conserved_down_to_shallow_layers(name: str, layer: str) ->
 @settings(deadline=None, max_examples=15)
 @given(st.integers(0, 2**31 - 1), st.sampled_from(["stem", "block", "pool", "last"]))
 def test_relevance_is_conserved_or_its_loss_is_told(seed: int, layer: str) -> None:
-    """Also inside the block, where some of it goes around the layer."""
+    """Inside the block, too, where some of the relevance goes around the layer."""
     torch.manual_seed(seed)
     model, x = tiny(Skip), torch.randn(2, 3, 11, 12).double()
     _, ratio = relevance_at(model, layer, x, 1)
@@ -65,7 +65,7 @@ def test_relevance_is_conserved_or_its_loss_is_told(seed: int, layer: str) -> No
 
 
 def test_relevance_through_a_bias_and_a_scale() -> None:
-    """What is no activation gets nothing, and takes nothing."""
+    """Parameters and numbers get no relevance, so that all of it goes to the activation."""
 
     class Scaled(Plain):
         def __init__(self) -> None:

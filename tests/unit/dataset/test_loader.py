@@ -1,4 +1,4 @@
-"""The loader of a job: what it may be, and the batches that are read from it."""
+"""The loader of a job: which loaders are refused, and the batches that are read from the others."""
 
 from collections import UserDict
 from collections.abc import Iterator
@@ -56,7 +56,10 @@ def test_what_is_read_goes_where_the_model_is(mapping: int, tmp_path: Path) -> N
     x, numbers = images(), torch.randn(ITEMS, 4).double()
     method = camkit.GradCAM(tiny(WithNumbers).cuda())
     items = [{"x": one, "numbers": {"given": other}} for one, other in zip(x, numbers, strict=True)]
-    read: list[Any] = [None, lambda batch: (UserDict(batch), None)]  # what image processors give is no dict
+    read: list[Any] = [
+        None,
+        lambda batch: (UserDict(batch), None),
+    ]  # image processors return a mapping that is no dict
     first, _ = shards(explain(method, Items(items), tmp_path, colormap="jet", read=read[mapping]))
     on_gpu = method({"x": x[:3].cuda(), "numbers": {"given": numbers[:3].cuda()}})
     np.testing.assert_allclose(first["maps"][:3], on_gpu.maps.cpu().numpy(), rtol=1e-9)

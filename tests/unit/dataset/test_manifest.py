@@ -118,7 +118,7 @@ def test_another_job_needs_another_folder(
 @pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor:UserWarning")
 @pytest.mark.parametrize("change", ["rows", "scale", "sparse", "conjugate", "unsaved"])
 def test_whatever_a_model_is_made_of_tells_it_from_another(change: str, tmp_path: Path) -> None:
-    """What a state_dict holds in tuples, numbers of unusual kinds, and buffers that it does not hold."""
+    """Tensors in tuples of a state_dict, tensors of unusual kinds, and buffers outside the state_dict."""
 
     def network(changed: bool) -> nn.Module:
         torch.manual_seed(0)

@@ -20,7 +20,7 @@ from helpers.jobs import (
 
 
 class Shared:
-    """A job of twelve items in six shards that several processes share; what they noted."""
+    """A job of twelve items in six shards that several processes share, and the notes of these processes."""
 
     def __init__(self, folder: Path) -> None:
         x, self.folder = torch.randn(12, 3, 8, 8), folder
@@ -43,12 +43,12 @@ class Shared:
                 raise
 
     def noted(self, kind: str, attempt: int) -> dict[int, list[str]]:
-        """What each rank noted."""
+        """The lines that each rank noted."""
         files = self.folder.glob(f"{kind}-{attempt}-*")
         return {int(file.name.rpartition("-")[2]): file.read_text().splitlines() for file in files}
 
     def check(self, ranks: int, attempt: int, done: set[int]) -> None:
-        """That the job is whole, and that this attempt did what was not done, each rank its share."""
+        """Asserts that the job is complete, and that the ranks of this attempt shared the missing shards."""
         assert contents(self.folder / "job") == self.whole
         loaded = self.noted("loaded", attempt)
         missing = [i for n in range(6) if n not in done for i in (2 * n, 2 * n + 1)]

@@ -1,4 +1,4 @@
-"""Where a model attends, and what its attention means for the layer."""
+"""The attention of a model, and the layer that it rules out."""
 
 import pytest
 import torch
@@ -14,7 +14,7 @@ from helpers.written import Vit, find
 
 def test_an_attention_among_parameters_alone_is_passed_by() -> None:
     class Learnt(nn.Module):
-        """A norm, of its input and what a learnt token makes of itself."""
+        """A norm of the sum of its input and the attention of a learnt token to itself."""
 
         def __init__(self) -> None:
             super().__init__()

@@ -14,7 +14,7 @@ class InPlace(nn.Module):
         super().__init__()
         self.conv = nn.Conv2d(3, 4, 3)
         self.drop = nn.Dropout(0.5)
-        self.lock = threading.Lock()  # what deepcopy cannot copy
+        self.lock = threading.Lock()  # deepcopy cannot copy a lock
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.drop(self.conv(x))

@@ -12,7 +12,7 @@ OTHERS = [f for f in FAMILIES if not f.exact]
 
 @pytest.mark.parametrize("family", EXACT, ids=lambda f: f.name)
 def test_exact_without_surgery(family: Family) -> None:
-    """The mean of the map plus what the head adds to it is the logit, for every class that is asked for."""
+    """The mean of the map plus the constant of the head is the logit, for every class."""
     model = build(family.name).double()
     x = images(family).double()
     classes = torch.tensor([[3, 999, 3], [0, 281, 7]])

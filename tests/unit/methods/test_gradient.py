@@ -126,7 +126,7 @@ def test_equals_captum(family: Family) -> None:
         parent = model.get_submodule(ours.layer.removesuffix(".ln_1"))
         parent.ln_1 = as_grid = PatchesAsGrid(layer, family.size)
         layer = as_grid.grid
-    # captum sees what an in-place operation after the layer makes of its output, as in DenseNet.
+    # Clone the output; otherwise in-place operations after the layer, as in DenseNet, change captum's tensor.
     layer.register_forward_hook(lambda m, a, out: out.clone())
     expected = LayerGradCam(model, layer).attribute(x, classes)[:, 0].relu().detach()
     assert expected.abs().max() > 0

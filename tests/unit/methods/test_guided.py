@@ -12,7 +12,7 @@ from helpers.families import Plain, Residual, build, tiny
 
 
 def test_guided_backprop_written_out() -> None:
-    """Each ReLU of Plain by hand: what arrives positive, where the input was."""
+    """Each ReLU of Plain by hand: positive gradients pass where the input is positive."""
     model, x = tiny(Plain), torch.randn(2, 3, 12, 10).double()
     leaf = x.clone().requires_grad_()
     below = model.features[:2](leaf)

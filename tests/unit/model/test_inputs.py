@@ -1,4 +1,4 @@
-"""The inputs of a model: where the images are, and what belongs to each of them."""
+"""The inputs of a model: which of them are the images, and which rows belong to each image."""
 
 import pytest
 import torch

@@ -18,7 +18,7 @@ from helpers.families import FAMILIES, TINY, Family, Residual, Tiny, build, imag
 
 
 def both(evidence: Evidence, edited: Tensor) -> tuple[Tensor, Tensor]:
-    """The scores by what follows the layer, and by the whole model."""
+    """The scores of the part after the layer run alone, and of the whole model."""
     assert evidence._replay is not None
     by_replay = evidence.rescore(edited)
     evidence.__dict__["_replay"] = None
@@ -44,7 +44,7 @@ def test_equals_the_whole_model_on_every_family(family: Family) -> None:
         ("resnet18", "layer3.1.bn1"),  # inside a block, whose input is added later
         ("resnet18", "layer3.1.bn2"),
         ("resnet18", "layer4.0.downsample"),
-        ("densenet121", "features.denseblock4.denselayer7"),  # what came before is concatenated later
+        ("densenet121", "features.denseblock4.denselayer7"),  # earlier outputs are concatenated later
         ("googlenet", "inception4c.branch2"),
         ("vit_b_32", "encoder.layers.encoder_layer_10.ln_2"),
         ("swin_t", "features.5.1.norm1"),
@@ -75,7 +75,7 @@ def test_gradients_go_through(kind: Tiny) -> None:
 
 
 def test_what_is_handed_out_is_not_overwritten() -> None:
-    """Residual adds to its layer's output in place, and to what came before it."""
+    """Residual adds in place to the output of the layer, and to earlier outputs."""
     model, x = tiny(Residual), torch.randn(2, 3, 11, 13).double()
     for layer in ("stem", "norm", "body"):
         evidence = evidence_at(model, x, layer)
@@ -141,7 +141,7 @@ def test_rows_are_copied_only_for_a_model_that_writes_to_them(in_place: bool, tr
 
 
 def test_a_model_that_begins_to_write_is_an_error() -> None:
-    """Its rows are spoilt, and whoever gave them must not go on with them."""
+    """The rows have been overwritten, so that the method must not use them any more."""
     model, x = Worker(6).double(), torch.randn(2, 3, 12, 10).double()
     evidence = evidence_at(model, x, "features")
     evidence.rescore_rows(evidence.editable_copies(2)[0])

@@ -1,4 +1,4 @@
-"""How a target is bound to the first output, what its scores are, and which targets are refused."""
+"""Targets bound to a first output: their scores, their classes, and the targets that are refused."""
 
 import re
 from collections.abc import Callable
@@ -117,7 +117,7 @@ def test_an_entry_is_scored_as_if_it_were_the_output(wrap: Wrap, keyed: Any, tar
 )
 @pytest.mark.parametrize("wrap", [lambda y: y, lambda y: {"logits": y}], ids=["logits", "dict"])
 def test_a_reported_target_explains_the_same_again(target: Any, wrap: Any) -> None:
-    """What the first output settled stays, though the other one predicts other classes."""
+    """The classes of the first output stay, although the other output predicts other ones."""
     given = target if wrap(0) == 0 else key("logits", target)
     first, other = wrap(FIRST), wrap(OTHER)
     bound = bind(given, first, 2)
