@@ -1,4 +1,4 @@
-"""The rules of relevance: it is conserved, or the loss is reported, or the model is refused."""
+"""The rules of LRP: they conserve relevance, or the loss is reported, or the model is refused."""
 
 import warnings
 
@@ -20,7 +20,10 @@ from helpers.families import Plain, Skip, build, tiny
 
 
 def relevance_at(model: nn.Module, layer: str, x: Tensor, target: object) -> tuple[Tensor, float]:
-    """The relevance ``(N, K, C, *spatial)`` at a layer for a start of ones, and how much is conserved."""
+    """The relevance ``(N, K, C, *spatial)`` at a layer, and the share of it that the rules conserve.
+
+    The relevance of each score starts with one at the output.
+    """
     place = locate(DryRun.of(model, (2, *x.shape[1:])), layer)
     (evidence,) = gather(model, Inputs(x), target, [place], gradient=False)  # type: ignore[arg-type]
     leaf = evidence.activation.clone().requires_grad_()
@@ -43,7 +46,7 @@ def relevance_at(model: nn.Module, layer: str, x: Tensor, target: object) -> tup
     ],
 )
 def test_relevance_is_conserved_down_to_shallow_layers(name: str, layer: str) -> None:
-    """Of a start of one, one arrives."""
+    """The relevance starts with one at the output, and sums to one at the layer."""
     model = build(name).double()
     x = torch.randn(1, 3, 96, 80).double()
     relevance, ratio = relevance_at(model, layer, x, [[3, 7]])
@@ -54,7 +57,7 @@ def test_relevance_is_conserved_down_to_shallow_layers(name: str, layer: str) ->
 @settings(deadline=None, max_examples=15)
 @given(st.integers(0, 2**31 - 1), st.sampled_from(["stem", "block", "pool", "last"]))
 def test_relevance_is_conserved_or_its_loss_is_told(seed: int, layer: str) -> None:
-    """Also inside the block, where some of it goes around the layer."""
+    """Also at a layer inside the residual block, where the skip connection carries relevance past it."""
     torch.manual_seed(seed)
     model, x = tiny(Skip), torch.randn(2, 3, 11, 12).double()
     _, ratio = relevance_at(model, layer, x, 1)
@@ -65,7 +68,7 @@ def test_relevance_is_conserved_or_its_loss_is_told(seed: int, layer: str) -> No
 
 
 def test_relevance_through_a_bias_and_a_scale() -> None:
-    """What is no activation gets nothing, and takes nothing."""
+    """Parameters and constants get no relevance, and take none away from activations."""
 
     class Scaled(Plain):
         def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""The part of a model after a layer, run alone: it gives the same as the whole model."""
+"""Running only the part of a model after a layer equals running the whole model."""
 
 import gc
 import weakref
@@ -18,7 +18,7 @@ from helpers.families import FAMILIES, TINY, Family, Residual, Tiny, build, imag
 
 
 def both(evidence: Evidence, edited: Tensor) -> tuple[Tensor, Tensor]:
-    """The scores by what follows the layer, and by the whole model."""
+    """The scores from the part after the layer alone, and those from the whole model."""
     assert evidence._replay is not None
     by_replay = evidence.rescore(edited)
     evidence.__dict__["_replay"] = None
@@ -41,10 +41,10 @@ def test_equals_the_whole_model_on_every_family(family: Family) -> None:
 @pytest.mark.parametrize(
     ("name", "layer"),
     [
-        ("resnet18", "layer3.1.bn1"),  # inside a block, whose input is added later
+        ("resnet18", "layer3.1.bn1"),  # inside a block with a skip connection around the layer
         ("resnet18", "layer3.1.bn2"),
         ("resnet18", "layer4.0.downsample"),
-        ("densenet121", "features.denseblock4.denselayer7"),  # what came before is concatenated later
+        ("densenet121", "features.denseblock4.denselayer7"),  # earlier feature maps are concatenated later
         ("googlenet", "inception4c.branch2"),
         ("vit_b_32", "encoder.layers.encoder_layer_10.ln_2"),
         ("swin_t", "features.5.1.norm1"),
@@ -75,7 +75,7 @@ def test_gradients_go_through(kind: Tiny) -> None:
 
 
 def test_what_is_handed_out_is_not_overwritten() -> None:
-    """Residual adds to its layer's output in place, and to what came before it."""
+    """Residual writes in place, which must change neither the activation nor the tensors of the replay."""
     model, x = tiny(Residual), torch.randn(2, 3, 11, 13).double()
     for layer in ("stem", "norm", "body"):
         evidence = evidence_at(model, x, layer)
@@ -88,7 +88,7 @@ def test_what_is_handed_out_is_not_overwritten() -> None:
 
 
 def test_what_is_kept_goes_with_the_evidence() -> None:
-    """Without waiting for a circle to be collected."""
+    """The tensors are freed at once, without the garbage collector."""
     model, x = tiny(Residual), torch.randn(2, 3, 11, 13).double()
     gc.disable()
     try:
@@ -104,14 +104,17 @@ def test_what_is_kept_goes_with_the_evidence() -> None:
 
 
 class Worker(nn.Module):
-    """Shifts its features, in place from the given number of rows on, and perhaps without a trace."""
+    """Adds one to its features, in place if the batch has at least ``in_place_from`` rows.
+
+    With ``traceless=True`` it writes through ``.data``, which does not change the version of the tensor.
+    """
 
     def __init__(self, in_place_from: int, traceless: bool = False) -> None:
         super().__init__()
         self.features = nn.Conv2d(3, 4, 3)
         self.fc = nn.Linear(4, 5)
         self.in_place_from, self.traceless = in_place_from, traceless
-        self.memory = deque[int]()  # shared with every stand-in, as a list is not
+        self.memory = deque[int]()  # a stand-in shares a deque, but copies a list
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.features(x)
@@ -141,7 +144,7 @@ def test_rows_are_copied_only_for_a_model_that_writes_to_them(in_place: bool, tr
 
 
 def test_a_model_that_begins_to_write_is_an_error() -> None:
-    """Its rows are spoilt, and whoever gave them must not go on with them."""
+    """The model overwrote the rows, so the caller must not use them again."""
     model, x = Worker(6).double(), torch.randn(2, 3, 12, 10).double()
     evidence = evidence_at(model, x, "features")
     evidence.rescore_rows(evidence.editable_copies(2)[0])

@@ -1,4 +1,4 @@
-"""How a target is bound to the first output, what its scores are, and which targets are refused."""
+"""Binding a target to the first output, the scores of a target, and targets that are refused."""
 
 import re
 from collections.abc import Callable
@@ -60,7 +60,8 @@ def test_a_function() -> None:
     assert reported is contrast
 
 
-#: How a model gives its logits beside features, and the target that is their key.
+#: Outputs that hold logits next to features: a function that makes the output, and one that wraps a target in
+#: the key of the logits.
 KINDS: dict[str, tuple[Wrap, Callable[[Any], Any]]] = {
     "dict": (lambda f, y: {"features": f, "logits": y}, lambda t: key("logits", t)),
     "integer keys": (lambda f, y: {0: y, 1: f}, lambda t: key(0, t)),
@@ -117,7 +118,7 @@ def test_an_entry_is_scored_as_if_it_were_the_output(wrap: Wrap, keyed: Any, tar
 )
 @pytest.mark.parametrize("wrap", [lambda y: y, lambda y: {"logits": y}], ids=["logits", "dict"])
 def test_a_reported_target_explains_the_same_again(target: Any, wrap: Any) -> None:
-    """What the first output settled stays, though the other one predicts other classes."""
+    """The reported target keeps the classes of the first output, although the other one predicts others."""
     given = target if wrap(0) == 0 else key("logits", target)
     first, other = wrap(FIRST), wrap(OTHER)
     bound = bind(given, first, 2)
@@ -300,7 +301,7 @@ def test_models_that_wrap_their_logits(wrap: Wrap, keyed: Any, method: Any) -> N
         assert_close(explained.maps, expected.maps, rtol=1e-12, atol=0)
         assert expected.maps.amax() > 0 or target != [[0, 1, 2, 3]] * 2
     with torch.no_grad():
-        model.get_parameter("fc.bias")[expected.target] -= 100  # another class is predicted from now on
+        model.get_parameter("fc.bias")[expected.target] -= 100  # now the model predicts another class
     again = wrapped(x, explained.target)
     assert_close(again.maps, plain(x, expected.target).maps, rtol=1e-12, atol=0)
     assert not torch.equal(plain(x).target, expected.target)
