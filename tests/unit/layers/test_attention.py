@@ -1,4 +1,4 @@
-"""Where a model attends, and what its attention means for the layer."""
+"""Attention in a model, and its effect on the choice of the layer."""
 
 import pytest
 import torch
@@ -14,7 +14,7 @@ from helpers.written import Vit, find
 
 def test_an_attention_among_parameters_alone_is_passed_by() -> None:
     class Learnt(nn.Module):
-        """A norm, of its input and what a learnt token makes of itself."""
+        """Adds a learnt token, attended to by itself alone, to the input and normalises the sum."""
 
         def __init__(self) -> None:
             super().__init__()

@@ -1,4 +1,4 @@
-"""Guided backpropagation, written out and against captum."""
+"""Guided backpropagation against its rule written out, and against captum."""
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ from helpers.families import Plain, Residual, build, tiny
 
 
 def test_guided_backprop_written_out() -> None:
-    """Each ReLU of Plain by hand: what arrives positive, where the input was."""
+    """Both ReLUs of Plain by hand: each passes positive gradients, where its input was positive."""
     model, x = tiny(Plain), torch.randn(2, 3, 12, 10).double()
     leaf = x.clone().requires_grad_()
     below = model.features[:2](leaf)
