@@ -1,4 +1,4 @@
-"""The loader of a job: what it may be, and the batches that are read from it."""
+"""The loader of a job: which loaders are allowed, and how batches are read from them."""
 
 from collections import UserDict
 from collections.abc import Iterator
@@ -41,7 +41,7 @@ def test_several_inputs(tmp_path: Path) -> None:
     x, numbers = images(), 9 * torch.randn(ITEMS, 4).double()
     method = camkit.GradCAM(tiny(WithNumbers))
     expected = [method((x[list(b)], {"given": numbers[list(b)]})) for b in BATCHES]
-    assert len({int(c) for part in expected for c in part.target}) > 1  # the numbers matter
+    assert len({int(c) for part in expected for c in part.target}) > 1  # the numbers change the classes
     by_name = [{"x": one, "numbers": {"given": other}} for one, other in zip(x, numbers, strict=True)]
     check(explain(method, Items(by_name), tmp_path / "dict"), expected)
     pairs = TensorDataset(x, numbers)
@@ -56,7 +56,7 @@ def test_what_is_read_goes_where_the_model_is(mapping: int, tmp_path: Path) -> N
     x, numbers = images(), torch.randn(ITEMS, 4).double()
     method = camkit.GradCAM(tiny(WithNumbers).cuda())
     items = [{"x": one, "numbers": {"given": other}} for one, other in zip(x, numbers, strict=True)]
-    read: list[Any] = [None, lambda batch: (UserDict(batch), None)]  # what image processors give is no dict
+    read: list[Any] = [None, lambda batch: (UserDict(batch), None)]  # image processors return a UserDict
     first, _ = shards(explain(method, Items(items), tmp_path, colormap="jet", read=read[mapping]))
     on_gpu = method({"x": x[:3].cuda(), "numbers": {"given": numbers[:3].cuda()}})
     np.testing.assert_allclose(first["maps"][:3], on_gpu.maps.cpu().numpy(), rtol=1e-9)

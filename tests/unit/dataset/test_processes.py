@@ -1,4 +1,4 @@
-"""Several processes that share a job."""
+"""Several processes that share one job over a data set."""
 
 import os
 import re
@@ -20,7 +20,7 @@ from helpers.jobs import (
 
 
 class Shared:
-    """A job of twelve items in six shards that several processes share; what they noted."""
+    """A job of twelve items in six shards that several processes share, and the notes that they write."""
 
     def __init__(self, folder: Path) -> None:
         x, self.folder = torch.randn(12, 3, 8, 8), folder
@@ -39,22 +39,25 @@ class Shared:
             try:
                 return started.wait(120)
             except subprocess.TimeoutExpired:
-                started.terminate()  # which ends its workers, too
+                started.terminate()  # this ends its worker processes too
                 raise
 
     def noted(self, kind: str, attempt: int) -> dict[int, list[str]]:
-        """What each rank noted."""
+        """The lines that each rank noted under ``kind`` at the given attempt."""
         files = self.folder.glob(f"{kind}-{attempt}-*")
         return {int(file.name.rpartition("-")[2]): file.read_text().splitlines() for file in files}
 
     def check(self, ranks: int, attempt: int, done: set[int]) -> None:
-        """That the job is whole, and that this attempt did what was not done, each rank its share."""
+        """Asserts that the job is complete, and that the ranks shared the shards that are not in ``done``.
+
+        Each shard that was missing at the start of the attempt must have been explained once.
+        """
         assert contents(self.folder / "job") == self.whole
         loaded = self.noted("loaded", attempt)
         missing = [i for n in range(6) if n not in done for i in (2 * n, 2 * n + 1)]
         assert sorted(int(i) for each in loaded.values() for i in each) == missing
         counts = [len(loaded.get(rank, [])) for rank in range(ranks)]
-        assert max(counts) - min(counts) <= 2  # a shard
+        assert max(counts) - min(counts) <= 2  # ranks differ by one shard at most
         assert self.noted("shown", attempt) == {0: [str(-(-counts[0] // 2))]}
         assert self.noted("missing", attempt) == {rank: ["[]"] for rank in range(ranks)}
         for first, second, third in self.noted("refused", attempt).values():
@@ -73,7 +76,7 @@ def test_two_processes_one_of_them_killed_and_started_again(tmp_path: Path) -> N
     job = Shared(tmp_path)
     assert job.run(2, dies_at=6, restarts=1) == 0
     before = job.noted("loaded", 0)
-    assert before[1] == ["2", "3", "6"]  # the first shard of its share, and into the second
+    assert before[1] == ["2", "3", "6"]  # rank 1 did its first shard and began its second
     assert before[0] in (["0", "1", "4", "5", "8", "9"][:n] for n in range(7))
     again = {int(i) // 2 for each in job.noted("loaded", 1).values() for i in each}
     assert {3, 5} <= again
