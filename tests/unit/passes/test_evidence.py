@@ -108,7 +108,7 @@ def test_maps_are_resized_to_the_images() -> None:
 def test_positions_without_an_effect_are_named_where_other_tokens_have_one() -> None:
     model, x = tiny(Transformer), torch.randn(2, 3, 16, 12).double()
     with pytest.raises(
-        ValueError, match="got 'blocks.1', of which only the tokens beside the grid do; an earlier"
+        ValueError, match="got 'blocks.1', where only tokens outside the grid reach it; name an earlier"
     ):
         _ = evidence_at(model, x, "blocks.1", gradient=True).gradient
     assert evidence_at(model, x, "blocks.0", gradient=True).gradient.any()

@@ -144,7 +144,7 @@ def test_a_layer_that_did_not_run_once_is_named(model: Chain) -> None:
 
 @pytest.mark.parametrize(
     ("give", "got"),
-    [(lambda x: (x, x), "tuple"), (lambda x: x.argmax(1), "torch.int64")],
+    [(lambda x: (x, x), "a tuple"), (lambda x: x.argmax(1), "torch.int64")],
     ids=["tuple", "ints"],
 )
 def test_a_layer_without_one_tensor_of_floats_is_named(give: Any, got: str) -> None:
@@ -153,7 +153,8 @@ def test_a_layer_without_one_tensor_of_floats_is_named(give: Any, got: str) -> N
             return give(x)
 
     model = nn.Sequential(Odd())
-    message = f"^layer: expected a layer whose output is one tensor of floats, as '0' has not, got {got}$"
+    expected = "a layer whose output is one floating-point tensor"
+    message = f"^layer: expected {expected}, got '0', whose output is {got}$"
     with pytest.raises(TypeError, match=message), Tap(model, "0"):
         model(X)
     assert hooks_of(model) == 0
