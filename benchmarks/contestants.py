@@ -1,8 +1,9 @@
-"""The networks, and one call of each library.
+"""The networks of the benchmark, and for each library the calls that are measured.
 
-All libraries explain the predicted class of the same images at the same layer of the same network. Objects
-are created and hooks attached before the clock starts, and removed before the next turn. Every call includes
-the forward pass and the choice of the class.
+All libraries explain the predicted class of the same images at the same layer of the same network; further
+calls of camkit explain ten classes. Objects are created and hooks attached before the clock starts, and
+removed before the next turn. Every call includes the forward pass and, where it explains the predicted class,
+the choice of that class.
 """
 
 import contextlib
@@ -22,9 +23,9 @@ import camkit
 
 LIBRARIES = ("camkit", "pytorch-grad-cam", "torchcam", "captum")
 CAMKIT, PYTORCH_GRAD_CAM, TORCHCAM, CAPTUM = LIBRARIES
-#: Grad-CAM without any library and without checks.
+#: The name of Grad-CAM written by hand, without any library and without checks.
 BY_HAND = "by hand"
-#: The class of each method in each library that has the method.
+#: For each method the name of its class, in each library that has the method.
 METHODS = {
     "CAM": {CAMKIT: "CAM", TORCHCAM: "CAM"},
     "Grad-CAM": {CAMKIT: "GradCAM", PYTORCH_GRAD_CAM: "GradCAM", TORCHCAM: "GradCAM", CAPTUM: "LayerGradCam"},
@@ -39,9 +40,10 @@ HEATMAPS, TEN_CAM, TEN_GRADCAM = "Grad-CAM, heatmaps", "CAM, 10 classes", "Grad-
 
 
 def build_network(name: str, device: str = "cpu", dtype: torch.dtype = torch.float32) -> nn.Module:
-    """Returns a network of torchvision with random parameters and activations of a usual size.
+    """Returns a network of torchvision with random parameters and activations of a usual magnitude.
 
-    Its BatchNorm layers hold the statistics of random images. ViT's head of zeros gets random weights.
+    Its BatchNorm layers hold the statistics of random images. The head of an untrained ViT is all zeros and
+    gets random weights.
     """
     torch.manual_seed(0)
     model = get_model(name, weights=None)
@@ -50,7 +52,7 @@ def build_network(name: str, device: str = "cpu", dtype: torch.dtype = torch.flo
             nn.init.normal_(module.weight, std=0.02)
     norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
     for norm in norms:
-        norm.momentum = 1.0  # The running statistics become those of the one batch below.
+        norm.momentum = 1.0  # The running statistics become those of the single batch below.
     if norms:
         with torch.no_grad():
             model.train()(torch.randn(4, 3, 224, 224))
@@ -82,7 +84,7 @@ def prepare_camkit(method: Callable[..., object], x: Tensor, target: Any = None)
 
 
 def prepare_pooling(net: nn.Module, x: Tensor) -> dict[str, Contestant]:
-    """Prepares the calls of camkit that need a network which CAM explains."""
+    """Prepares the calls of camkit that are measured only on a network that CAM explains."""
     cam, gradcam, ten = camkit.CAM(net), camkit.GradCAM(net), [list(range(10))] * len(x)
     return {
         f"{CAMKIT}: CAM": prepare_camkit(cam, x),
@@ -92,7 +94,7 @@ def prepare_pooling(net: nn.Module, x: Tensor) -> dict[str, Contestant]:
 
 
 def prepare_all(model: nn.Module, x: Tensor) -> dict[str, Contestant]:
-    """Prepares all calls of all libraries, by ``"library: method"``."""
+    """Prepares all calls of all libraries, and returns them by name: ``"library: method"``."""
     gradcam = camkit.GradCAM(model)
     layer = gradcam(x).layer
     pooled = cam_applies(model, x)
@@ -111,7 +113,7 @@ def prepare_all(model: nn.Module, x: Tensor) -> dict[str, Contestant]:
 
 
 def reshape_function(model: nn.Module, layer: str) -> Callable[[Tensor], Tensor] | None:
-    """Returns the ``reshape_transform`` that users of the peers write for transformers, or None."""
+    """Returns the ``reshape_transform`` that the other libraries need for a transformer, or None."""
     name = type(model).__name__
     if name == "VisionTransformer":
         return lambda tokens: tokens[:, 1:].unflatten(1, (14, 14)).permute(0, 3, 1, 2)
@@ -141,7 +143,7 @@ def prepare_pytorch_grad_cam(
 
 
 def prepare_torchcam(kind: str, model: nn.Module, layer: str, x: Tensor, **settings: Any) -> Contestant:
-    """Prepares a method of torchcam, which returns normalised maps. The caller runs the forward pass."""
+    """Prepares a method of torchcam, which returns normalised maps. Its user must run the forward pass."""
     needs_gradient = issubclass(getattr(torchcam.methods, kind), torchcam.methods.gradient._GradCAM)
     if kind == "CAM":
         heads = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
@@ -169,13 +171,14 @@ def prepare_captum(model: nn.Module, layer: str, x: Tensor) -> Contestant:
     def call() -> object:
         with torch.inference_mode():
             predicted = model(x).argmax(1)
-        return cam.attribute(x, target=predicted.clone())  # Autograd refuses tensors of inference mode.
+        # Clone the classes, because autograd refuses a tensor that was made in inference mode.
+        return cam.attribute(x, target=predicted.clone())
 
     return as_contestant(call)
 
 
 def prepare_by_hand(model: nn.Module, layer: str, x: Tensor) -> Contestant:
-    """Prepares Grad-CAM written out: a graph from the layer to the scores, and one gradient at the layer."""
+    """Prepares Grad-CAM by hand: a graph from the layer to the scores, and one gradient at the layer."""
     reshape = reshape_function(model, layer) or (lambda output: output)
 
     @contextlib.contextmanager
@@ -184,8 +187,8 @@ def prepare_by_hand(model: nn.Module, layer: str, x: Tensor) -> Contestant:
 
         def take(module: nn.Module, args: object, output: Tensor) -> Tensor:
             leaves.append(output.detach().requires_grad_())
-            torch.set_grad_enabled(True)  # The trunk has run without a graph; the head now builds one.
-            return leaves[-1].clone()  # An in-place operation after the layer would change the leaf.
+            torch.set_grad_enabled(True)  # Only the layers after this one build a graph.
+            return leaves[-1].clone()  # Otherwise an in-place operation would change the leaf.
 
         def call() -> Tensor:
             leaves.clear()

@@ -1,9 +1,10 @@
 """Measures the memory that 1,000 explanations in a row leave behind.
 
-``python benchmarks/memory.py`` prints a Markdown table. For each method it shows the growth of Python's
-memory (tracemalloc), of the memory of the process (RSS), and of the number of tensors and hooks between call
-100 and call 1,000. ``python benchmarks/memory.py 300`` makes 300 calls. Each method runs in two new
-processes, because tracemalloc uses memory itself and would change the RSS. The script needs psutil.
+``python benchmarks/memory.py`` prints a Markdown table. For each method it shows the growth between call 100
+and call 1,000 of Python's memory (tracemalloc), of the memory of the process (RSS), and of the numbers of
+tensors and hooks. ``python benchmarks/memory.py 300`` makes 300 calls instead. Each method runs in two new
+processes, one for tracemalloc and one for the RSS, because tracemalloc uses memory itself and would change
+the RSS. The script needs psutil.
 """
 
 import gc
@@ -20,7 +21,7 @@ import camkit
 
 METHODS = ["GradCAM", "CAM", "HiResCAM", "EigenCAM", "ScoreCAM", "AblationCAM", "LIFTCAM", "RelevanceCAM"]
 METHODS += ["GuidedGradCAM", "FullGrad"]
-#: Number of warm-up calls. Caches that the first calls fill do not count as growth.
+#: Number of warm-up calls. They fill caches, which should not count as growth.
 WARM = 100
 
 
@@ -35,14 +36,14 @@ def build_network() -> nn.Module:
 
 
 def count_tensors_and_hooks(model: nn.Module) -> tuple[int, int]:
-    """Returns the number of tensors in the process and of hooks on the model."""
+    """Returns the number of tensors in the process, and the number of hooks on the model."""
     gc.collect()
     hooks = [value for module in model.modules() for name, value in vars(module).items() if "_hooks" in name]
     return sum(issubclass(type(one), Tensor) for one in gc.get_objects()), sum(map(len, hooks))
 
 
 def print_growth(name: str, calls: int, traced: bool) -> None:
-    """Prints the growth in KiB, in tensors and in hooks between call ``WARM`` and the last call."""
+    """Prints how many KiB, tensors and hooks were added between call ``WARM`` and the last call."""
     torch.set_num_threads(1)
     model = build_network()
     method, x = camkit.METHODS[name](model), torch.rand(2, 3, 48, 48)

@@ -9,7 +9,7 @@ import matplotlib
 from contestants import BY_HAND, CAMKIT, HEATMAPS, LIBRARIES, METHODS, TEN_CAM, TEN_GRADCAM
 from results import Race, Results
 
-matplotlib.use("Agg")  # Draws without a display.
+matplotlib.use("Agg")  # This backend needs no display.
 from matplotlib import pyplot as plt
 
 _NAMES = {
@@ -27,7 +27,7 @@ _CALLS = [*METHODS, HEATMAPS, TEN_CAM, TEN_GRADCAM]
 _GRADIENTS = ["Grad-CAM", "Grad-CAM++", "XGrad-CAM", "HiResCAM", "LayerCAM"]
 _LARGE_HEADS = ["vgg16", "alexnet"]
 _OTHERS = [name for name in _NAMES if name not in _LARGE_HEADS]
-#: Targets of camkit on the CPU: title, highest ratio, measure, calls, networks.
+#: Targets of camkit on the CPU: title, highest allowed ratio, measure, calls, networks.
 _TARGETS = [
     ("CAM", 1.05, "cpu", ["CAM"], list(_NAMES)),
     ("Gradient methods", 1.15, "cpu", _GRADIENTS, _OTHERS),
@@ -110,7 +110,7 @@ def _draw_panel(axis: Any, races: list[Race], measure: str) -> None:
             axis.errorbar(values, places, **style)
         else:
             medians = [value[0] for value in values]
-            # After a single round the median stands for both quartiles.
+            # After a single round there are no quartiles, so the median takes their place.
             errors = [[v[0] - v[1 % len(v)] for v in values], [v[-1] - v[0] for v in values]]
             axis.errorbar(medians, places, xerr=errors, **style)
     axis.set_xscale("log")
@@ -134,7 +134,7 @@ def _sort_races(races: Iterable[Race]) -> list[Race]:
 
 
 def _environment_list(results: Results) -> str:
-    """Lists the environments with the sections and dates measured in each."""
+    """Lists the environments, with the sections that were measured in each and the dates."""
     found: dict[str, tuple[set[str], set[str]]] = {}
     for section, races in results.items():
         for race in races.values():
@@ -149,7 +149,10 @@ def _environment_list(results: Results) -> str:
 
 
 def _target_table(results: Results) -> str:
-    """Lists the targets: for methods of one pass the highest ratio and the number of cells that meet it."""
+    """Returns a table of the targets, with a measurement for each.
+
+    For methods of one pass it shows the highest ratio, and how many cells meet the target unless all do.
+    """
     lines = []
     for title, highest, measure, calls, models in _TARGETS:
         cells = [
@@ -180,12 +183,15 @@ def _target_table(results: Results) -> str:
 
 
 def _network_tables(title: str, races: list[Race]) -> Iterator[str]:
-    """Yields the tables of the methods of one pass: Grad-CAM of all libraries, then each library."""
+    """Yields the tables of the methods of one pass.
+
+    The first compares Grad-CAM in all libraries, and each of the others shows the methods of one library.
+    """
     if not races:
         return
     yield f"## {title}"
     columns = {"Grad-CAM": {library: f"{library}: Grad-CAM" for library in (*LIBRARIES, BY_HAND)}}
-    for library in LIBRARIES[:-1]:  # The last has Grad-CAM only.
+    for library in LIBRARIES[:-1]:  # The last library, captum, has Grad-CAM only.
         calls = _CALLS if library == CAMKIT else [call for call in METHODS if library in METHODS[call]]
         columns[library] = {call: f"{library}: {call}" for call in calls}
     for measure, name in (("cpu", "CPU time"), ("wall", "wall time"), ("memory", "peak memory")):
@@ -214,7 +220,7 @@ def _network_tables(title: str, races: list[Race]) -> Iterator[str]:
 
 
 def _call_table(races: Iterable[Race]) -> str:
-    """Returns a table with a row for each call and its baseline."""
+    """Returns a table with one row for each call, which also names the baseline of the call."""
     lines = []
     for race in races:
         units = (("cpu_ms", "ms of CPU time"), ("wall_ms", "ms of wall time"))
@@ -233,7 +239,7 @@ def _call_table(races: Iterable[Race]) -> str:
 
 
 def _format_cell(race: Race, name: str, measure: str) -> str:
-    """Returns the text of a cell: bold if it misses its target, and the kind of error if it raised one."""
+    """Returns the text of a cell: a number, in bold if it misses its target, or the kind of error raised."""
     cell = race["cells"].get(name)
     if cell is None:
         return ""

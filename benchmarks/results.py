@@ -1,27 +1,27 @@
-"""Reading and writing the results file, which has one row for each measured cell.
+"""Reading and writing the results file, which has one row for each baseline and each measured cell.
 
-A race compares several calls with one baseline. Its first row describes the baseline: the time of one call in
-milliseconds, the peak memory in MiB, the date and the environment. Each further row is a cell, that is one
-call relative to the baseline:
+A race compares several calls with one baseline. The first row of a race describes the baseline: the time of
+one call in milliseconds, the peak memory in MiB, the date and the environment. Each further row is a cell,
+which holds the measurements of one call relative to the baseline:
 
 - ``cpu`` and ``wall``: ``[median, lower quartile, upper quartile]``, or ``[value]`` if measured once;
 - ``memory``: the ratio of the peak memories;
 - ``target``: the target for the median of ``cpu``, if the section sets one;
-- ``raised``: the error, in place of all numbers.
+- ``raised``: the error that the call raised; the row then has no numbers.
 """
 
 import json
 from pathlib import Path
 from typing import Any
 
-#: The fields of a baseline, and under ``"cells"`` the cells by name.
+#: The fields of the baseline, and under ``"cells"`` the cells by the name of the call.
 Race = dict[str, Any]
-#: The races by section and name.
+#: The races, by section and then by name.
 Results = dict[str, dict[str, Race]]
 
 
 def load(path: Path) -> Results:
-    """Returns the races in a results file, or none if there is no such file."""
+    """Returns the races in a results file, or an empty dict if the file does not exist."""
     results: Results = {}
     stored = json.loads(path.read_text()) if path.exists() else {"rows": []}
     for row in stored["rows"]:
@@ -36,7 +36,7 @@ def load(path: Path) -> Results:
 
 
 def save(results: Results, path: Path) -> None:
-    """Writes one row a line, with numbers of three significant digits."""
+    """Writes the results with one row per line and three significant digits per number."""
     environments: list[dict[str, str]] = []
     rows = []
     for section, races in results.items():
@@ -47,7 +47,7 @@ def save(results: Results, path: Path) -> None:
             cells = baseline.pop("cells")
             calls = [baseline, *({"name": call} | cell for call, cell in cells.items())]
             rows += [{"section": section, "race": name} | call for call in calls]
-    # Parsing the JSON again rounds every number, however deep in a row it is. Integers are counts and stay.
+    # Parsing the JSON again rounds every float, however deeply nested. Integers are counts and stay exact.
     rounded = json.loads(json.dumps(rows), parse_float=lambda number: float(f"{float(number):.3g}"))
     lists = [("environments", environments), ("rows", rounded)]
     lines = (

@@ -1,4 +1,4 @@
-"""The sections of the benchmark. Each yields races: ``(name, race)``, as ``results.py`` stores them."""
+"""The sections of the benchmark. Each yields pairs ``(name, race)``, which ``results.py`` stores."""
 
 import os
 import platform
@@ -50,11 +50,11 @@ import camkit
 
 Races = Iterator[tuple[str, Race]]
 
-#: Number of images that ``explain_dataset`` explains, and of those in a batch.
+#: Number of images that ``explain_dataset`` explains, and number of images in a batch.
 IMAGES, BATCH = 256, 16
-#: Number of overlays in one turn.
+#: Number of overlays that are drawn in one turn.
 OVERLAYS = 32
-#: Number of samples that SS-CAM and IS-CAM average over. Their time is proportional to it.
+#: Number of samples that SS-CAM and IS-CAM average over. Their time is proportional to this number.
 SAMPLES = 2
 
 
@@ -72,7 +72,7 @@ def describe_environment() -> dict[str, str]:
         "system": platform.system(),
         "Python": platform.python_version(),
     }
-    # OpenCV is left out where another of its packages than opencv-python is installed.
+    # A package that is not installed under this name is left out, such as OpenCV from another package.
     for package in ("torch", "torchvision", CAMKIT, "grad-cam", TORCHCAM, "captum", "numpy", "opencv-python"):
         try:
             found[package] = version(package)
@@ -128,11 +128,11 @@ def measure_many_passes(given: Namespace) -> Races:
     if "vgg16" in given.models:
         model = build_network("vgg16")
         method = camkit.AblationCAM(model, "features")
-        # Ablation-CAM does not run channels that are zero, so their number belongs to the result.
+        # Ablation-CAM skips channels that are zero, so the result must name their number.
         with torch.inference_mode():
             zero = int((model.features(x).amax((0, 2, 3)) == 0).sum())
         name = f"camkit AblationCAM, VGG16 features: 512 channels, {zero} of them zero"
-        # VGG16's large head, not its trunk, is the work that Ablation-CAM repeats.
+        # Ablation-CAM repeats only the large head of VGG16, so the baseline repeats the head as well.
         baseline = _prepare_vgg_head(model, x, method.chunk_size)
         seconds, cells = measure_in_turn(baseline, {name: prepare_camkit(method, x)}, rounds)
         head = f"its head on 512 images, {method.chunk_size} at a time, and one forward pass"
@@ -143,7 +143,7 @@ def measure_many_passes(given: Namespace) -> Races:
 
 
 def measure_overlays(given: Namespace) -> Races:
-    """Measures heatmaps over pictures."""
+    """Measures drawing heatmaps over pictures."""
     images, heatmaps = torch.rand(OVERLAYS, 3, 224, 224), torch.rand(OVERLAYS, 224, 224)
     arrays, masks = images.permute(0, 2, 3, 1).contiguous().numpy(), heatmaps.numpy()
     pictures = [Image.fromarray(np.uint8(array * 255)) for array in arrays]
@@ -164,7 +164,7 @@ def measure_overlays(given: Namespace) -> Races:
     def blend_one_by_one() -> object:
         return [camkit.blend(i, h) for i, h in zip(images, heatmaps, strict=True)]
 
-    # The cheapest blend that torch's operations allow. It shows how fast `camkit.blend` could be at best.
+    # The cheapest blend that torch's operations allow. Its time is a lower bound for `camkit.blend`.
     def run_steps_only() -> object:
         bins = (heatmaps * 255).int().flatten()
         coloured = torch.empty(3, bins.numel())
@@ -200,7 +200,8 @@ def measure_overlays(given: Namespace) -> Races:
 
 def measure_imports(given: Namespace) -> Races:
     """Measures in new processes how many milliseconds ``import camkit`` adds to ``import torch``."""
-    _time_imports("torch", "camkit")  # Writes the bytecode, so that no measured import compiles a module.
+    # Write the bytecode; otherwise the first measured import would compile the modules.
+    _time_imports("torch", "camkit")
     alone, both, after = [], [], []
     for _ in range(2 * given.rounds + 1):
         alone.append(_time_imports("torch")[0])
@@ -269,10 +270,15 @@ def _add_target(cells: Mapping[str, Cell], target: str) -> dict[str, Cell]:
 
 
 def _throughput(cell: Cell, times: int = 1) -> Cell:
-    """Turns ratios of time into ratios of throughput, for a call that does the work this many times."""
+    """Turns ratios of time into ratios of throughput.
+
+    Args:
+        cell: the ratios of time.
+        times: how many times the call does the work of the baseline.
+    """
     if "raised" in cell:
         return cell
-    # The order of the quartiles is reversed, because the longest time is the lowest throughput.
+    # The quartiles swap their places, because the longest time gives the lowest throughput.
     return {
         kind: [times / median, *(times / value for value in reversed(quartiles))]
         for kind, (median, *quartiles) in cell.items()
@@ -280,13 +286,14 @@ def _throughput(cell: Cell, times: int = 1) -> Cell:
 
 
 def _measure_network(name: str, batch: int, device: str, dtype: torch.dtype, rounds: int) -> Race:
-    """Measures all libraries on a network."""
+    """Measures the calls of all libraries on one network."""
     model = build_network(name, device, dtype)
     x = torch.randn(batch, 3, 224, 224).to(device, dtype)
     fields = {"model": name, "batch": batch, "layer": camkit.GradCAM(model)(x).layer}
     fields |= {"pooled": cam_applies(model, x), "rounds": rounds}
     race = _compare_with_forward(model, x, prepare_all(model, x), rounds) | fields
-    if not race["pooled"]:  # Another network needs a race of its own.
+    # CAM then needs a network with another head, which is compared with a forward pass of its own.
+    if not race["pooled"]:
         net = camkit.attach_gap_head(model, 1000).eval().to(device, dtype)
         race["cells"] |= _compare_with_forward(net, x, prepare_pooling(net, x), rounds)["cells"]
     return race
@@ -295,7 +302,7 @@ def _measure_network(name: str, batch: int, device: str, dtype: torch.dtype, rou
 def _compare_with_forward(
     model: nn.Module, x: Tensor, contestants: Mapping[str, Contestant], rounds: int
 ) -> Race:
-    """Measures times and peak memory relative to a forward pass in inference mode."""
+    """Measures times and peak memory, relative to a forward pass in inference mode."""
     clock, baseline = time_on_cuda if x.is_cuda else time_on_host, prepare_forward(model, x)
     seconds, cells = measure_in_turn(baseline, contestants, rounds, clock)
     memory = peak_memory(baseline, clock)
@@ -306,9 +313,9 @@ def _compare_with_forward(
 
 
 def _measure_masks(name: str, x: Tensor, rounds: int) -> Race:
-    """Measures Score-CAM and its variants relative to inference on as many images in the same batches."""
+    """Measures Score-CAM and its variants, relative to plain inference on the same number of images."""
     model = build_network(name)
-    # A small crop is enough to find the layer, and makes the pass for each channel cheap.
+    # A small crop is enough to find the layer, and saves time: Score-CAM runs the network for each channel.
     layer = camkit.ScoreCAM(model)(x[:, :, :64, :64]).layer
     channels = next(one.channels for one in camkit.list_layers(model) if one.name == layer)
     chunk = camkit.ScoreCAM(model).chunk_size
@@ -328,7 +335,7 @@ def _measure_masks(name: str, x: Tensor, rounds: int) -> Race:
     ours = {call: prepare_camkit(method, x) for call, (method, _) in samples.items()}
     seconds, found = measure_in_turn(as_contestant(infer), ours, rounds)
     cells = _add_target({call: _throughput(cell, samples[call][1]) for call, cell in found.items()}, "≥ 0.9")
-    # One round is enough for the peers, which have no target.
+    # One round is enough for the other libraries, which have no target.
     theirs = {
         PYTORCH_GRAD_CAM: prepare_pytorch_grad_cam("ScoreCAM", model, layer, x, batch_size=chunk),
         TORCHCAM: prepare_torchcam("ScoreCAM", model, layer, x, batch_size=chunk),
@@ -340,7 +347,7 @@ def _measure_masks(name: str, x: Tensor, rounds: int) -> Race:
 
 
 def _prepare_vgg_head(model: nn.Module, x: Tensor, chunk: int) -> Contestant:
-    """Prepares one forward pass, and the layers after VGG16's features on 512 images."""
+    """Prepares one forward pass, followed by a run of the layers after VGG16's features on 512 images."""
     features = torch.rand(chunk, 512, 7, 7)
 
     def call() -> None:
@@ -353,7 +360,7 @@ def _prepare_vgg_head(model: nn.Module, x: Tensor, chunk: int) -> Contestant:
 
 
 def _time_imports(*modules: str) -> tuple[Seconds, Seconds]:
-    """Returns how long all imports took in a new process, and how long the last one took."""
+    """Imports modules in a new process; returns the time of all imports and the time of the last one."""
     statements = "; ".join(f"import {module}; now()" for module in modules)
     program = (
         "import time; times = []\n"
@@ -361,7 +368,7 @@ def _time_imports(*modules: str) -> tuple[Seconds, Seconds]:
         f"now(); {statements}\n"
         "print(*(x for t in times for x in t))"
     )
-    # An installed package has bytecode; these settings write it even where the environment forbids that.
+    # An installed package has bytecode. Let Python write it here even if the environment forbids that.
     bytecode = Path(tempfile.gettempdir(), "bytecode")
     places = {"PYTHONDONTWRITEBYTECODE": "", "PYTHONPYCACHEPREFIX": str(bytecode)}
     with chdir(tempfile.gettempdir()):

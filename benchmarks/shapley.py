@@ -1,10 +1,12 @@
 """Compares the channel weights of several methods with the exact Shapley values of the channels.
 
-``python benchmarks/shapley.py`` prints a Markdown table of correlations over the channels. A cell shows the
-mean over images and networks, with the lowest mean of a network in brackets. The networks are trained to
-classify the directions of noisy waves. The players of the game are the channels. A channel outside the
-coalition is zero at the layer, and the worth of a coalition is the score of the predicted class. The script
-runs all coalitions.
+``python benchmarks/shapley.py`` prints a Markdown table. A cell shows the correlation over the channels as
+the mean over images and networks; the lowest mean of a single network is in brackets. The networks are
+trained to classify the directions of noisy waves.
+
+The players of the game are the channels of a layer. For a coalition of channels the script sets all other
+channels to zero at the layer; the score of the predicted class is then the worth of the coalition. It runs
+the head for all coalitions.
 """
 
 import argparse
@@ -34,7 +36,7 @@ METHODS = (
     camkit.ScoreCAM,
     camkit.RandomCAM,
 )
-#: Size of the grid after average pooling, and activation function of the head.
+#: Side of the grid after average pooling, and activation function of the head.
 HEADS: dict[str, tuple[int, type[nn.Module]]] = {
     "global pooling, ReLU": (1, nn.ReLU),
     "global pooling, SiLU": (1, nn.SiLU),
@@ -43,7 +45,7 @@ HEADS: dict[str, tuple[int, type[nn.Module]]] = {
 
 
 def draw_waves(count: int) -> tuple[Tensor, Tensor]:
-    """Returns noisy waves ``(N, 1, 16, 16)`` and their directions ``(N,)``."""
+    """Returns noisy waves ``(N, 1, 16, 16)`` and the classes of their directions ``(N,)``."""
     classes, phase = torch.randint(CLASSES, (count,)), 2 * math.pi * torch.rand(count, 1, 1)
     angle = (classes * math.pi / CLASSES)[:, None, None]
     at = torch.arange(16) - 7.5
@@ -80,7 +82,10 @@ def train_network(channels: int, grid: int, function: type[nn.Module], steps: in
 
 @dataclass(eq=False, kw_only=True)
 class Shapley(Perturbing):
-    """Weighs the channels by their exact Shapley values. The head runs once for every coalition."""
+    """A CAM method that weighs the channels by their exact Shapley values.
+
+    The head runs once for every coalition.
+    """
 
     formula = r"\sum_k \phi_k A^k"
     paper = "Shapley, Contributions to the Theory of Games II, 1953"
@@ -90,7 +95,7 @@ class Shapley(Perturbing):
         """Returns the signed maps ``(N, K, *spatial)``."""
         activation = evidence.activation
         images, channels = activation.shape[:2]
-        # The bits of a coalition's number say which channels are inside: ``inside`` is (2^C, C).
+        # Bit k of a coalition's number tells whether channel k is in the coalition. ``inside`` is (2^C, C).
         numbers = torch.arange(2**channels)
         inside = (numbers[:, None] >> torch.arange(channels)) & 1 > 0
 
@@ -99,8 +104,8 @@ class Shapley(Perturbing):
             return evidence.rescore(torch.where(coalitions, activation, 0))
 
         worth = self.in_chunks(rescore, len(numbers), images)
-        # In Shapley's formula the weight of a channel's gain depends on the size of the coalition without it.
-        # The zero pads the list for the coalition of all channels.
+        # Shapley's formula weighs the gain of adding a channel to a coalition by the size of the coalition.
+        # No channel can be added to the coalition of all channels: its entry is a zero that is never read.
         by_size = [1 / (channels * math.comb(channels - 1, size)) for size in range(channels)]
         shares = worth.new_tensor([*by_size, 0.0])[inside.sum(1)][:, None, None]
         values = []
@@ -129,14 +134,14 @@ def channel_weights(method: Callable[..., Explainer], model: nn.Module, x: Tenso
 
 
 def correlations(model: nn.Sequential, count: int) -> dict[str, float]:
-    """Returns the mean correlation of each method with the exact values, on new images."""
+    """Returns the correlation of each method's weights with the exact values, as the mean over new images."""
     x, _ = draw_waves(count)
     with torch.no_grad():
         at, classes = model[0](x), model(x).argmax(1)
     exact = channel_weights(Shapley, model, x, classes)
     contestants = {method.__name__: channel_weights(method, model, x, classes) for method in METHODS}
-    # A Shapley value is a share of the score, and Grad-CAM's weight is a gradient per unit of activation. The
-    # weight times the sum of the channel is a share of the score, too.
+    # A Shapley value is a share of the score. Grad-CAM's weight is a gradient, a score per unit of
+    # activation; multiplied by the sum of the channel, it becomes a share of the score as well.
     contestants["GradCAM, weight × sum of the channel"] = contestants["GradCAM"] * at.sum((2, 3))
 
     def correlation(given: Tensor) -> float:
@@ -150,8 +155,8 @@ def main() -> None:
     """Prints the table."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--seed", type=int, default=0, help="seed of the first network")
-    parser.add_argument("--networks", type=int, default=5, help="how many networks, each with the next seed")
-    parser.add_argument("--images", type=int, default=20, help="images a network")
+    parser.add_argument("--networks", type=int, default=5, help="number of networks; each has the next seed")
+    parser.add_argument("--images", type=int, default=20, help="images per network")
     parser.add_argument(
         "--channels", type=int, default=8, help="channels at the layer: 2^C coalitions are run"
     )

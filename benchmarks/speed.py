@@ -1,9 +1,11 @@
-"""Compares the cost of explanations in camkit, pytorch-grad-cam, torchcam and captum with a forward pass.
+"""Measures the cost of explanations by camkit, pytorch-grad-cam, torchcam and captum.
 
-``python benchmarks/speed.py`` measures all sections and writes ``results.json``, and from it ``TABLES.md``
-and the plot ``results.png``. ``--only``, ``--models`` and ``--batches`` select measurements; all other
-results stay as they are. ``--only`` without a section measures nothing and writes the tables again. The
-script needs grad-cam, torchcam, captum and matplotlib.
+Most costs are relative to one forward pass of the same network.
+
+``python benchmarks/speed.py`` measures all sections and writes ``results.json``. From this file it makes
+``TABLES.md`` and the plot ``results.png``. The options ``--only``, ``--models`` and ``--batches`` select
+measurements; the results of all others are kept. ``--only`` without a section measures nothing and writes the
+tables again. The script needs grad-cam, torchcam, captum and matplotlib.
 """
 
 import argparse
@@ -27,10 +29,10 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def main() -> None:
-    """Measures, saves the results after each race, and writes the tables at the end."""
+    """Runs the measurements, saves the results after each race, and writes the tables at the end."""
     given = parse_arguments()
-    # Waiting threads would otherwise spin, and while other processes run that takes more CPU time than the
-    # measured work. torch reads the variable when it is imported, so the imports that need torch come later.
+    # Let waiting threads sleep. Otherwise they spin, and while other processes run, that takes more CPU time
+    # than the measured work. torch reads this variable at its import, so set it before the imports below.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     import report
     import results

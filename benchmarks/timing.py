@@ -1,4 +1,4 @@
-"""Measures calls in turn: CPU time, wall time and peak memory relative to one baseline."""
+"""Measures CPU time, wall time and peak memory of calls, which take turns with a baseline."""
 
 import gc
 import math
@@ -13,40 +13,40 @@ from typing import Any
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-#: Returns a context manager around the call to measure. Its entry and exit (attaching and removing hooks,
-#: clearing gradients) are not timed.
+#: Returns a context manager that yields the call to measure. Only the call is timed; entering and leaving the
+#: context (attaching and removing hooks, clearing gradients) is not.
 Contestant = Callable[[], AbstractContextManager[Callable[[], object]]]
-#: The measurements of one contestant, as ``results.json`` keeps them.
+#: The measurements of one contestant, as ``results.json`` stores them.
 Cell = dict[str, Any]
 
-# The baseline has one turn a round, and one more for every so many contestants.
+# In each round the baseline has one turn, and one more for every seven contestants.
 _CONTESTANTS_PER_BASELINE = 7
-# Pause before a turn, in seconds. Threads that still spin after the previous turn (OpenBLAS) fall asleep.
+# Pause before a turn, in seconds. It lets threads that still spin after the previous turn (OpenBLAS) go idle.
 _PAUSE = 0.15
 
 
 @dataclass(frozen=True)
 class Seconds:
-    """Duration of one call: CPU time of the process, and time by the wall clock or the GPU's own events."""
+    """Duration of one call: CPU time of the process, and time by the wall clock or by CUDA events."""
 
     cpu: float
     wall: float
 
 
-#: Makes a number of calls and returns the mean duration of one.
+#: Makes a call a given number of times and returns its mean duration.
 Clock = Callable[[Callable[[], object], int], Seconds]
 
 
 def as_contestant(call: Callable[[], object]) -> Contestant:
-    """Wraps a call that needs no preparation."""
+    """Makes a contestant of a call that needs no preparation."""
     return lambda: nullcontext(call)
 
 
 def time_on_host(call: Callable[[], object], calls: int) -> Seconds:
-    """Times calls by the clocks of the host, after a pause."""
+    """Times calls with the clocks of the host, after a pause."""
     time.sleep(_PAUSE)
     if calls > 1:
-        call()  # Waking the threads up would otherwise be a visible part of a short call.
+        call()  # This call wakes the threads up, which would take a visible part of a short call.
     cpu, wall = time.process_time(), time.perf_counter()
     for _ in range(calls):
         call()
@@ -54,7 +54,7 @@ def time_on_host(call: Callable[[], object], calls: int) -> Seconds:
 
 
 def time_on_cuda(call: Callable[[], object], calls: int) -> Seconds:
-    """Times calls without a pause in between, by CUDA events before the first and after the last."""
+    """Times calls that follow each other without a pause, with CUDA events around all of them."""
     call()
     torch.cuda.synchronize()
     begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
@@ -67,7 +67,7 @@ def time_on_cuda(call: Callable[[], object], calls: int) -> Seconds:
     return Seconds((time.process_time() - cpu) / calls, begin.elapsed_time(end) / 1000 / calls)
 
 
-# A turn makes as many calls as the baseline makes in this time, in seconds.
+# Each turn makes as many calls as the baseline makes in this time, in seconds.
 _TURN = {time_on_host: 0.2, time_on_cuda: 0.03}
 
 
@@ -95,17 +95,17 @@ def measure_in_turn(
 ) -> tuple[Seconds, dict[str, Cell]]:
     """Times all contestants in every round, each round in a new random order.
 
-    The baseline has several turns a round; their median counts. Garbage is collected before each turn.
+    If the baseline has several turns in a round, their median counts. Garbage is collected before each turn.
 
     Args:
         baseline: the contestant that the others are compared with.
-        contestants: the others, by name. One that raises in its warm-up call has no turn.
+        contestants: the others, by name. One that raises an error in its warm-up call has no turns.
         rounds: number of rounds.
         clock: function that times a turn.
 
     Returns:
-        The median time of one call of the baseline, and a cell for each contestant: ``cpu`` and ``wall``
-        relative to the baseline of the same round, or ``raised``, the error.
+        The median time of one call of the baseline, and a cell for each contestant. A cell has ``cpu`` and
+        ``wall``, relative to the baseline of the same round, or ``raised``, the error.
     """
 
     def take_turn(contestant: Contestant, calls: int) -> Seconds:
@@ -118,7 +118,7 @@ def measure_in_turn(
     for name, contestant in contestants.items():
         try:
             take_turn(contestant, 1)
-        except Exception as error:  # A peer may raise anything.
+        except Exception as error:  # Another library may raise any kind of error.
             cells[name] = {"raised": f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"}
         else:
             ratios[name] = []
@@ -127,7 +127,7 @@ def measure_in_turn(
     turns = [None] * (1 + len(ratios) // _CONTESTANTS_PER_BASELINE) + list(ratios)
     durations: list[Seconds] = []
     gc.collect()
-    gc.freeze()  # The collection before each turn then skips everything that has been imported.
+    gc.freeze()  # The collection before each turn then skips all objects that exist now.
     for _ in range(rounds):
         random.shuffle(turns)
         own: list[Seconds] = []
@@ -150,16 +150,16 @@ def measure_in_turn(
 
 
 def peak_memory(contestant: Contestant, clock: Clock = time_on_host) -> int:
-    """Returns the most bytes that new tensors held at one moment of a call, after a warm-up call.
+    """Returns the highest number of bytes that new tensors held at the same time during a call.
 
-    These are the bytes that torch's allocator was asked for, on a GPU with the workspaces of its libraries.
-    Parameters and input, which exist before the call, and memory that other libraries allocate themselves
-    (NumPy) do not count.
+    The number counts the bytes requested from torch's allocator; on a GPU these include the workspaces of its
+    libraries. It leaves out parameters and input, which exist before the call, and memory that other
+    libraries such as NumPy allocate themselves. A warm-up call comes first.
     """
     with contestant() as call:
         call()
-    # The warm-up call has a context of its own. Whatever it left is freed before the measurement, where
-    # freeing it would count as negative memory.
+    # The warm-up call has a context of its own, so that the tensors it left are freed before the measurement.
+    # Freed during the measurement, they would count as negative memory.
     with contestant() as call:
         gc.collect()
         return _peak_on_cuda(call) if clock is time_on_cuda else _peak_on_host(call)
@@ -175,7 +175,7 @@ def _peak_on_cuda(call: Callable[[], object]) -> int:
 def _peak_on_host(call: Callable[[], object]) -> int:
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
         call()
-    # Each memory event is the size of one allocation, or minus the size when it is freed.
+    # Each memory event has the size of one allocation; the size is negative when the memory is freed.
     events = profiled.profiler.kineto_results.events()
     changes = [(event.start_ns(), event.nbytes()) for event in events if event.name() == "[memory]"]
     alive = peak = 0

@@ -1,3 +1,5 @@
+"""Exporting a network with class maps to a torch.export program and to ONNX."""
+
 import os
 import re
 import subprocess
@@ -23,9 +25,9 @@ SHAPE = (3, 12, 10)
 
 
 def settle(model: nn.Module, x: Tensor) -> nn.Module:
-    """Normalisations take the statistics of ``x``, so that random weights do not grow from layer to layer.
+    """Gives BatchNorm layers the statistics of ``x``, so that activations do not grow from layer to layer.
 
-    What two runtimes round differently would grow with them, up to all there is.
+    Rounding differences between two runtimes would grow with them, until they are as large as the result.
     """
     norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
     for norm in norms:
@@ -48,7 +50,7 @@ def run(path: Path, x: Tensor) -> camkit.ClassMaps:
 
 
 def difference(got: camkit.ClassMaps, expected: camkit.ClassMaps) -> float:
-    """The largest, as a share of the largest number."""
+    """The largest difference of the logits or of the maps, relative to the largest expected magnitude."""
     assert got.logits.shape == expected.logits.shape
     assert got.maps.shape == expected.maps.shape
     assert expected.maps.shape[2:].numel() == 1 or (expected.maps.amin() < 0 < expected.maps.amax())
@@ -118,7 +120,7 @@ def test_small_ones_of_every_layout(build: Callable[[], nn.Module], tmp_path: Pa
 
 
 class AnyDims(nn.Module):
-    """A network for signals, images or volumes."""
+    """A network for signals, images or volumes, with 1, 2 or 3 spatial dimensions."""
 
     def __init__(self, dims: int) -> None:
         super().__init__()
@@ -181,7 +183,7 @@ def test_a_saved_program_runs_where_there_is_no_camkit(tmp_path: Path) -> None:
 
 
 def shaken(net: camkit.CAMNet) -> camkit.CAMNet:
-    """In training mode, unfrozen, with gradients, with a module of its own mode, and with a user's hook."""
+    """Puts a network in training mode, unfrozen, with gradients, one module in evaluation mode and a hook."""
     net.unfreeze().train()
     net(torch.randn(2, *SHAPE)).sum().backward()
     net.trunk.get_submodule("features.1").eval()
@@ -199,7 +201,7 @@ def evaluated(net: camkit.CAMNet, x: Tensor) -> camkit.ClassMaps:
 
 
 class Drops(Plain):
-    """Ends in a dropout, so that the mode shows."""
+    """Ends in a dropout, so that its output shows whether it is in training mode."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -221,7 +223,10 @@ def test_the_network_is_left_as_found_and_exported_in_evaluation_mode(tmp_path: 
 
 
 class Fails(Plain):
-    """Draws and counts, and gives up if it is told to: not in a dry run, but while it is traced."""
+    """Draws random numbers and counts its passes.
+
+    If ``fails`` is set, it raises an error while it is traced, but not in a dry run on the meta device.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -322,7 +327,7 @@ def test_a_file_is_replaced_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 def test_weights_in_a_second_file_come_along(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """torch writes one above 1.5 GB; here it is told to."""
+    """torch writes a second file above 1.5 GB. Here ``external_data=True`` makes it write one."""
     save = torch.onnx.ONNXProgram.save
 
     def large(self: Any, destination: Path, **arguments: object) -> None:
@@ -351,7 +356,7 @@ def test_without_the_packages_of_the_extra(
     assert str(error.value) == (
         f"packages: expected onnx and onnxscript to be installed, got {got}; pip install camkit[onnx]"
     )
-    camkit.export(net, SHAPE)  # needs neither
+    camkit.export(net, SHAPE)  # needs neither package
 
 
 @pytest.mark.parametrize("call", [camkit.export, lambda net: camkit.export_onnx(net, "net.onnx")])
@@ -382,7 +387,7 @@ def test_a_path_that_cannot_be_written(where: str, tmp_path: Path) -> None:
 
 
 def test_a_network_that_counts_its_images() -> None:
-    """Tokens says len(x), which is a number."""
+    """Tokens calls ``len(x)``, which fixes the number of images in the exported program."""
     net = net_of(Tokens().eval(), (3, 16, 12))
     with pytest.raises(
         ValueError,

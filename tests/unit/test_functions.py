@@ -1,4 +1,4 @@
-"""One name for each torch function, and the gains of knowing every spelling."""
+"""Each torch function has one name in every spelling, so that methods treat all spellings alike."""
 
 import ast
 from collections.abc import Callable
@@ -21,7 +21,7 @@ SQUARE = torch.eye(6)
 
 
 class Names(FunctionMode):
-    """Keeps the name of every function that is called."""
+    """Records the name of every function that is called."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -33,7 +33,7 @@ class Names(FunctionMode):
 
 
 def write(function: Callable[[Tensor], Any]) -> Callable[[Tensor], Any]:
-    """A function of a copy, which it may write to."""
+    """Makes a function work on a copy of its input, so that it may write to it."""
     return lambda x: function(x.clone())
 
 
@@ -124,14 +124,14 @@ def test_every_name_in_the_table_is_a_function_of_torch() -> None:
             assert functions.name_of(found[0]) == name or not callable(found[0]) or name in PROPERTIES
 
 
-# Not functions by themselves: a property, or also the name of a type.
+# These names are properties of a tensor, not functions.
 PROPERTIES = {"T", "mT"}
 
 
 def lists_of_functions(path: Path) -> list[str]:
-    """The places where a file lists two or more names of torch's functions, or compares with such a list."""
+    """The places where a file has a set, list, tuple or dict with two or more names of torch functions."""
     known = set().union(*(kind for kind in vars(functions).values() if isinstance(kind, frozenset)))
-    # Common words that are names of functions, too.
+    # These names of functions are also common words.
     known -= {"mean", "T", "t", "add", "select", "float", "to", "flip", "half", "double", "repeat"}
     found = []
     for node in ast.walk(ast.parse(path.read_text())):
@@ -153,7 +153,7 @@ def test_no_other_file_lists_names_of_functions() -> None:
     assert [f for path in PACKAGE.rglob("*.py") if path != table for f in lists_of_functions(path)] == []
 
 
-# A trunk that ends in each activation function, in the words that people use.
+# Spellings of each activation function with its arguments, for the end of a trunk.
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": F.relu,
     "relu in place": lambda x: F.relu(x, inplace=True),
@@ -189,7 +189,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 class Network(nn.Module):
-    """Convolutions, an activation function outside any module, and a head."""
+    """Convolutions, an activation function that is not a module, and a head."""
 
     def __init__(self, activation: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
@@ -242,14 +242,14 @@ def test_relevance_passes_activation_functions_that_keep_zero(network: Network) 
         with pytest.raises(ValueError, match=r"^model: expected an architecture of convolutions"):
             method(IMAGES, target=1)
         return
-    # With one channel after the other handed on unchanged, the relevance is that of the same network without
-    # the function, at the features that the function makes.
+    # The function passes the relevance of each channel on unchanged. So the channel weights equal those of
+    # the same network without the function, explained at the features that the function returns.
     with torch.no_grad():
         features = network.features(IMAGES)
     head = nn.Sequential(nn.Identity(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), network.fc)
     relevance = camkit.RelevanceCAM(head, layer="0")(features, target=1).maps
     explained = method(IMAGES, target=1).maps
-    # Both weigh their own activation by the same channel weights.
+    # The two maps apply the same channel weights to different activations.
     weights = reference_weights(head, features)
     torch.testing.assert_close(relevance, torch.einsum("nc,nchw->nhw", weights, features))
     with torch.no_grad():
@@ -257,15 +257,15 @@ def test_relevance_passes_activation_functions_that_keep_zero(network: Network) 
 
 
 def reference_weights(head: nn.Module, features: Tensor) -> Tensor:
-    """The mean relevance of each channel, from maps of features that are zero but for one channel's shape."""
+    """The mean relevance of each channel, recovered from the map by least squares."""
     maps = camkit.RelevanceCAM(head, layer="0")(features, target=1).maps.flatten(1)
     flat = features.flatten(2)
-    # Each map is a weighted sum of channels; there are more positions than channels.
+    # Each map is a weighted sum of channels. It has more positions than channels, so the weights are unique.
     weights: Tensor = torch.linalg.lstsq(flat.mT, maps[..., None]).solution[..., 0]
     return weights
 
 
-# Ways to put the channels of a transformer-like trunk last or first again.
+# Pairs of functions that move the dimensions of a feature map, and move them back.
 MOVES: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]] = {
     "permute": (lambda x: x.permute(0, 2, 3, 1), lambda x: x.permute(0, 3, 1, 2)),
     "movedim": (lambda x: x.movedim(1, -1), lambda x: x.movedim(-1, 1)),
@@ -284,7 +284,7 @@ MOVES: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]] 
 
 
 class Moved(nn.Module):
-    """A trunk whose activation is moved and moved back by functions before the pooling."""
+    """A trunk; before the pooling one function moves its dimensions and another moves them back."""
 
     def __init__(self, there: Callable[[Tensor], Tensor], back: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
@@ -319,7 +319,7 @@ def test_functions_that_move_positions_change_no_map(move: str, name: str) -> No
 
 @pytest.mark.parametrize("transposed", [lambda w: w.t(), lambda w: w.T, lambda w: w.mT], ids=["t", "T", "mT"])
 def test_a_transposed_weight_is_a_weight(transposed: Callable[[Tensor], Tensor]) -> None:
-    """The head multiplies the pooled activation by a matrix that it transposes itself."""
+    """The head multiplies the pooled activation by a weight that its forward pass transposes."""
 
     class Head(nn.Module):
         def __init__(self) -> None:

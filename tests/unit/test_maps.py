@@ -1,3 +1,5 @@
+"""Operations on raw maps: normalising, resizing, fusing layers and summing channels."""
+
 import itertools
 import math
 
@@ -22,6 +24,7 @@ def test_normalize_keeps_the_order_and_reaches_both_ends(values: list[float], dt
     assert result.dtype == dtype
     assert ((result >= 0) & (result <= 1)).all()
     eps, span = torch.finfo(dtype).eps, raw.max() - raw.min()
+    # A span of a few rounding errors is noise and becomes zero; a clearly larger span is stretched to [0, 1].
     if span > 64 * eps * raw.abs().max():
         assert result.max() > 0.99
         assert result[raw == raw.min()].max() == 0
@@ -82,7 +85,7 @@ def test_fuse_by_hand(how: str, shallow: list[float], deep: list[float], expecte
 
 
 def fused_by_loops(parts: list[Tensor], how: str, size: tuple[int, int]) -> Tensor:
-    """Image by image, score by score and position by position; the parts are ``(N, K, h, w)``."""
+    """Fuses maps ``(N, K, h, w)`` in loops over images, scores and positions."""
     count, several = parts[0].shape[:2]
     result = torch.zeros(count, several, *size, dtype=parts[0].dtype)
     for n, k in itertools.product(range(count), range(several)):
@@ -112,10 +115,11 @@ def test_fuse_is_image_by_image_at_the_finest_resolution(
     how: str, sizes: list[tuple[int, int]], finest: tuple[int, int]
 ) -> None:
     parts = [(2 * torch.rand(2, 3, *size).double() - 0.5) * 10.0**n for n, size in enumerate(sizes)]
-    parts[1][1, 0] = 0  # nothing in one of the maps
+    parts[1][1, 0] = 0  # one map is zero everywhere
     expected = fused_by_loops(parts, how, finest)
     assert expected.abs().amax() > 0.1
     assert_close(fuse(parts, how), expected, rtol=1e-9, atol=1e-12)
+    # Only the hierarchical fusion treats the deepest layer differently.
     order_matters = not torch.allclose(fuse(parts[::-1], how), expected)
     assert order_matters == (how == "hierarchical")
 

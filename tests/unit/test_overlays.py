@@ -1,4 +1,4 @@
-"""Heatmaps over pictures, batches and sheets."""
+"""Heatmaps over pictures and batches, and grids of pictures."""
 
 import math
 from collections.abc import Callable
@@ -50,7 +50,7 @@ def test_blends_and_does_not_rescale() -> None:
     red, green, blue = (np.asarray(mpl.colormaps["jet"](0.0, bytes=True))[:3]).tolist()
     result = np.asarray(camkit.overlay(image, heatmap, alpha=0.25))
     expected = [math.floor(0.75 * 40 + 0.25 * c) for c in (red, green, blue)]
-    assert (result == expected).all()  # pytorch-grad-cam would make the brightest 255
+    assert (result == expected).all()  # pytorch-grad-cam would rescale the brightest value to 255
 
 
 def test_grey_and_other_shapes() -> None:
@@ -79,7 +79,7 @@ def test_transparency_is_kept() -> None:
 
 def test_a_path_is_read_the_right_way_up(tmp_path: Path) -> None:
     exif = Image.Exif()
-    exif[0x0112] = 6  # to be shown a quarter turn clockwise
+    exif[0x0112] = 6  # Orientation 6: show the picture a quarter turn clockwise.
     path = tmp_path / "turned.png"
     Image.fromarray(RGB).save(path, exif=exif)
     for given_path in (path, str(path)):
@@ -141,7 +141,7 @@ def test_blend_equals_overlay_and_goes_where_its_images_are() -> None:
     heatmap = torch.rand(24, 32)
     image = torch.from_numpy(RGB).permute(2, 0, 1) / 255
     blended = 255 * camkit.blend(image.double(), heatmap, alpha=0.3).permute(1, 2, 0).numpy()
-    lost = blended - np.asarray(camkit.overlay(RGB, heatmap, alpha=0.3))  # by rounding down
+    lost = blended - np.asarray(camkit.overlay(RGB, heatmap, alpha=0.3))  # overlay rounds down
     assert lost.min() > -1e-4
     assert 0.9 < lost.max() < 1
     assert camkit.blend(image.bfloat16(), heatmap).dtype == torch.bfloat16
@@ -209,7 +209,7 @@ def test_bad_arguments_of_blend_are_named() -> None:
 def test_denormalize_undoes_a_preset(weights: Any) -> None:
     preset = weights.transforms()
     images = torch.rand(2, 3, preset.crop_size[0], preset.crop_size[0])
-    preset.resize_size = preset.crop_size  # so that only the normalisation is left
+    preset.resize_size = preset.crop_size  # so that the preset only normalises
     torch.testing.assert_close(camkit.denormalize(preset(images), preset), images, atol=1e-6, rtol=1e-5)
     torch.testing.assert_close(
         camkit.denormalize(preset(images)[0], mean=preset.mean, std=preset.std), images[0]
@@ -262,7 +262,7 @@ def test_grid_places_every_picture_whole() -> None:
     assert corners == sorted(corners)
     assert len({y for y, _ in corners}) == 2
     assert len({x for _, x in corners}) == 3
-    # The labels are there, above and to the left, and touch no picture or border.
+    # The labels are drawn above and to the left of the pictures, and do not touch the border.
     dark = np.all(pixels < 100, axis=2)
     assert dark[: corners[0][0]].any()
     assert dark[:, : corners[0][1]].any()
@@ -278,7 +278,7 @@ def test_grid_takes_unequal_pictures_rows_and_long_labels() -> None:
     sheet = camkit.grid(rows, column_labels=["a long label over a narrow column", "b"])
     assert sheet.mode == "RGB"
     assert sheet.width > 150
-    assert (np.asarray(camkit.grid(rows[1:]))[4:12, 4:34] == 255).all()  # transparent is white
+    assert (np.asarray(camkit.grid(rows[1:]))[4:12, 4:34] == 255).all()  # transparency becomes white
 
 
 def test_bad_arguments_of_grid_are_named() -> None:

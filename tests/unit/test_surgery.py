@@ -1,3 +1,5 @@
+"""Networks with a global-average-pooling head: their logits, class maps, trunk and training."""
+
 import copy
 import io
 import pickle
@@ -20,9 +22,9 @@ def parameters(model: nn.Module) -> int:
 
 
 def check_identity(net: camkit.CAMNet, x: Tensor) -> None:
-    """The mean of map k plus bias k is logit k, to 1e-9 relative; and the maps are not flat."""
+    """Asserts that the mean of map k plus bias k is logit k, to 1e-9 relative, and that no map is flat."""
     with torch.no_grad():
-        # A bias as large as the rest: if it were lost, or counted twice, it would show.
+        # The bias is as large as the logits, so an error shows if it is lost or counted twice.
         net.head.linear.bias.zero_()
         net.head.linear.bias.normal_(std=net(x).std().item() + 1e-30)
         output = net(x)
@@ -50,7 +52,7 @@ def test_identity_and_trunk_on_every_family(family: Family) -> None:
         model.double()(x)
     handle.remove()
     activation = kept[0].relu() if family.name == "densenet121" else kept[0]
-    if activation.ndim == 3:
+    if activation.ndim == 3:  # ViT: leave out the class token, and put the channels second
         activation = activation[:, 1:].transpose(1, 2)
     pooled = activation.flatten(2).mean(2)
     expected = pooled @ net.head.linear.weight.T + net.head.linear.bias
@@ -139,6 +141,7 @@ def test_saved_copied_pickled(name: str) -> None:
     file.seek(0)
     again = camkit.attach_gap_head(build(name), 3)
     again.load_state_dict(torch.load(file))
+    # A network from a state_dict, a deep copy and a pickled copy all return the same.
     for other in (again, copy.deepcopy(net), pickle.loads(pickle.dumps(net))):
         result = other.class_maps(x)
         assert torch.equal(result.logits, expected.logits)
@@ -147,7 +150,7 @@ def test_saved_copied_pickled(name: str) -> None:
     with torch.no_grad():
         for parameter in clone.parameters():
             parameter.zero_()
-    assert clone(x).abs().max() == 0  # the copy hooks its own trunk
+    assert clone(x).abs().max() == 0  # the copy's hook is on its own trunk
     assert torch.equal(net(x), expected.logits)
 
 
@@ -160,7 +163,7 @@ def test_exports(family: Family) -> None:
 
 
 @pytest.mark.parametrize("name", ["resnet18", "densenet121", "vit_b_32", "swin_t"])
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's own, while it compiles
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # from torch while it compiles
 def test_compiles_without_a_graph_break(name: str) -> None:
     family = next(f for f in FAMILIES if f.name == name)
     net = camkit.attach_gap_head(build(name), 3)
@@ -179,7 +182,7 @@ def test_the_users_model_is_untouched() -> None:
     net(torch.rand(2, 3, 64, 64)).sum().backward()
     net.unfreeze()(torch.rand(2, 3, 64, 64)).sum().backward()
     after = fingerprint(model)
-    del before["torch random"], after["torch random"]  # new layers draw their weights
+    del before["torch random"], after["torch random"]  # the new layers draw random weights
     assert after == before
 
 
@@ -207,7 +210,8 @@ def test_unfreeze_lets_all_train() -> None:
     net(torch.rand(2, 3, 64, 64)).square().sum().backward()
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in net.parameters())
     assert not torch.equal(net.trunk.get_buffer("bn1.running_mean"), running)
-    assert not camkit.attach_gap_head(build("resnet18"), 3).unfreeze().trunk.training  # eval stays eval
+    # The trunk of a model in evaluation mode stays in evaluation mode.
+    assert not camkit.attach_gap_head(build("resnet18"), 3).unfreeze().trunk.training
 
 
 def test_freeze_false_trains_what_the_user_left_trainable() -> None:
@@ -222,7 +226,7 @@ def test_training_the_new_head_works() -> None:
     net = camkit.attach_gap_head(Plain(), 2, input_shape=(3, 12, 10)).train()
     x = torch.randn(16, 3, 12, 10)
     y = torch.arange(16) % 2
-    x[y == 1, 0] += 2
+    x[y == 1, 0] += 2  # the first channel tells the two classes apart
     optimizer = torch.optim.Adam(net.head.parameters(), lr=0.1)
     for _ in range(60):
         loss = nn.functional.cross_entropy(net(x), y)
@@ -233,7 +237,7 @@ def test_training_the_new_head_works() -> None:
 
 
 def test_gradients_reach_the_trunk_when_it_is_not_frozen() -> None:
-    """The trunk's gradient is that of the same layers without any surgery."""
+    """The gradient of the trunk equals that of the same layers in the original model."""
     model = tiny(Plain)
     net = camkit.attach_gap_head(model, 4, input_shape=(3, 12, 10), freeze=False)
     net.head.linear.load_state_dict(model.fc.state_dict())
@@ -261,7 +265,7 @@ def test_max_pooling() -> None:
 def test_a_cut_anywhere_gives_that_layer(layer: str) -> None:
     model = build("resnet18")
     x = torch.randn(2, 3, 64, 64)
-    if layer.endswith("relu"):  # it runs twice in its block
+    if layer.endswith("relu"):  # this ReLU runs twice in its block
         with pytest.raises(ValueError, match="ran 2 times"):
             camkit.attach_gap_head(model, 3, layer=layer)
         return
@@ -287,11 +291,11 @@ def test_a_headless_trunk_and_a_grey_one() -> None:
     trunk = nn.Sequential(*list(build("resnet18").children())[:-2])
     check_identity(camkit.attach_gap_head(trunk, 4).double(), torch.rand(2, 3, 64, 96).double())
     net = camkit.attach_gap_head(Digits(), 4, input_shape=(1, 28, 28))
-    assert net.class_maps(torch.rand(1, 1, 40, 50)).maps.shape == (1, 4, 36, 46)  # any size now
+    assert net.class_maps(torch.rand(1, 1, 40, 50)).maps.shape == (1, 4, 36, 46)  # any input size
 
 
 class Lists(nn.Module):
-    """Blocks in lists, a stem whose children are called one by one, a parameter of a module never called."""
+    """Has blocks in lists, a stem whose children run one by one, and a module that is never called."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""The checks of arguments and the words of their errors."""
+"""The checks of arguments, and the wording of their errors."""
 
 import math
 import re
@@ -83,7 +83,7 @@ def test_good_values_pass() -> None:
 def test_names_that_are_alike_are_suggested() -> None:
     names = ["layer4", "layer4.0.bn2", "layer4.1.bn2", "fc"]
     assert checks.close_matches("layer5", names).startswith("did you mean 'layer4'")
-    # A name with the same last part is meant, too, however little the rest resembles it.
+    # A name with the same last part is suggested too, even if the rest of the name is different.
     assert "'layer4.1.bn2'" in checks.close_matches("x.bn2", names)
     assert checks.close_matches("zzz", names) == ""
 

@@ -1,3 +1,5 @@
+"""Nested outputs of models: mapping, detaching and splitting the tensors that they hold."""
+
 import operator
 from collections import OrderedDict
 from collections.abc import Callable
@@ -32,7 +34,7 @@ class Frozen:
 
 
 def plain(nested: Any) -> Any:
-    """The same with lists of numbers in the tensors' places, which can be compared."""
+    """Replaces tensors by lists of numbers, so that two nested values can be compared with ``==``."""
     if isinstance(nested, Tensor):
         return nested.tolist()
     if isinstance(nested, dict):
@@ -48,7 +50,7 @@ def rows(*numbers: float) -> Tensor:
     return torch.tensor(numbers, dtype=torch.float32)[:, None]
 
 
-#: Outputs as models give them, made of one tensor.
+#: Functions that put a tensor into an output of each kind that models return.
 KINDS: dict[str, Callable[[Tensor], Any]] = {
     "tensor": lambda t: t,
     "dict": lambda t: {"b": t, "a": 3, 0: [t]},
@@ -73,7 +75,7 @@ def test_mapped(make: Callable[[Tensor], Any]) -> None:
 def test_what_is_no_tensor_is_handed_on() -> None:
     other = object()
     assert map_leaves(torch.neg, {"a": [other]})["a"][0] is other
-    assert map_leaves(torch.neg, Output) is Output  # a class, not one of its objects
+    assert map_leaves(torch.neg, Output) is Output  # a class itself is not a dataclass object
     assert list(tensors_in([other, Output, "a", None])) == []
 
 

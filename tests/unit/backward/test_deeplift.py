@@ -1,4 +1,7 @@
-"""DeepLIFT's rescale rule, written out for several heads, and complete where it claims to be."""
+"""DeepLIFT's rescale rule against the rule written out by hand, and its completeness.
+
+Complete means that the contributions sum to the difference of the scores.
+"""
 
 from collections.abc import Callable
 
@@ -21,7 +24,7 @@ from helpers.families import Branching, Digits, Plain, Residual, tiny
 
 
 def multiplier_of(function: Callable[[Tensor], Tensor], x: Tensor, reference: Tensor) -> Tensor:
-    """The multiplier of a function at ``x``, compared with a reference."""
+    """The multiplier of a function at ``x`` for a given reference input."""
     with Recorded(reference) as recorded:
         function(reference)
     start = x.clone().requires_grad_()
@@ -50,12 +53,13 @@ def test_max_pooling_gives_its_difference_to_the_position_that_made_it() -> None
     x = torch.tensor([[[1.0, 4.0, 2.0, 3.0]]])
     reference = torch.tensor([[[2.0, 0.0, 5.0, 6.0]]])
     found = multiplier_of(lambda t: F.max_pool1d(t, 2), x, reference)
-    # The first window rises from 2 to 4 by its second position, the last one falls from 6 to 3 by its own.
+    # The maximum of the first window rises from 2 to 4, and that of the second falls from 6 to 3. Each change
+    # goes to the position of the maximum of x, here the second position of its window.
     assert (found * (x - reference)).tolist() == [[[0, 2, 0, -3]]]
 
 
 def test_lift_cam_of_two_linear_layers_with_tanh() -> None:
-    """DeepLIFT's rescale rule by hand, on Residual's head."""
+    """The rescale rule by hand, on the head of Residual."""
     model, x = tiny(Residual), torch.randn(2, 3, 11, 13).double()
     first, _, second = model.head
     assert isinstance(first, nn.Linear)
@@ -87,7 +91,7 @@ def test_lift_cam_through_relu_max_pooling_and_two_linear_layers() -> None:
     contributions = ((w2[7] * slopes) @ w1 * small.flatten()).reshape(small.shape)
     weights = [
         float(channel.sum()) for channel in contributions
-    ]  # pooling hands it to a position of its channel
+    ]  # max pooling keeps a contribution within its channel
     expected = reference.weighted(a, weights)
     torch.testing.assert_close(camkit.LIFTCAM(model)(x, 7).maps[0], expected, rtol=1e-9, atol=1e-12)
 
@@ -102,7 +106,7 @@ def test_lift_cam_through_a_relu_over_positions() -> None:
 
 
 class Mixed(nn.Module):
-    """Every kind of function that DeepLIFT has a rule for, in and out of place."""
+    """Uses every kind of function that DeepLIFT has a rule for, both in place and out of place."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -138,7 +142,10 @@ def test_contributions_sum_to_the_difference_of_the_scores(seed: int, layer: str
 
 
 def test_liftcam_refuses_what_chooses_by_numbers() -> None:
-    """As detectors choose their boxes: the run on zeros does not do the same."""
+    """The model selects channels by their values, as a detector selects boxes.
+
+    Its run on an activation of zeros therefore does other operations.
+    """
 
     class Chooses(Plain):
         def forward(self, x: Tensor) -> Tensor:

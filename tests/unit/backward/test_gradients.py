@@ -1,4 +1,4 @@
-"""The gradients of several scores."""
+"""The gradients of several scores per image."""
 
 from typing import Any
 
@@ -10,7 +10,8 @@ import camkit
 from camkit.backward.gradients import gradients, gradients_by_each
 from helpers.families import Plain, tiny
 
-#: Heads whose gradients of several scores are derived in one pass, and heads whose gradients are not.
+#: Two heads of layers through which the gradients of up to 16 scores can go together in one backward pass,
+#: and a head with a sigmoid, which takes one score at a time.
 HEADS: dict[str, nn.Module] = {
     "linear": nn.Linear(6, 20),
     "two layers": nn.Sequential(nn.LayerNorm(6), nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 20)),
@@ -20,7 +21,7 @@ heads = pytest.mark.parametrize("head", HEADS.values(), ids=HEADS)
 
 
 @heads
-@pytest.mark.parametrize("count", [1, 3, 20])  # more than share one pass, too
+@pytest.mark.parametrize("count", [1, 3, 20])  # 20 is more than the 16 scores of one pass
 def test_each_score_has_its_own_gradient(head: nn.Module, count: int) -> None:
     leaf = torch.randn(2, 6).requires_grad_()
     scores = head(leaf)[:, :count]
@@ -72,7 +73,7 @@ def test_gradients_by_several_tensors_are_zero_where_no_score_depends_on_one() -
 
 
 class NoGradient(torch.autograd.Function):
-    """Returns no gradient at all where the gradient that arrives is zero."""
+    """An identity whose backward pass returns None if the gradient of class 0 is zero in all images."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
@@ -103,7 +104,10 @@ def test_nothing_is_reported_in_anomaly_mode(recwarn: pytest.WarningsRecorder) -
 
 
 def test_a_users_hook_on_the_way_has_its_numbers() -> None:
-    """A hook cannot read the numbers of several gradients that are derived in one pass."""
+    """The hook calls ``item()``, which fails if one backward pass computes several gradients.
+
+    Each score then gets a backward pass of its own, so that the hook is called for each.
+    """
 
     class Watched(Plain):
         def forward(self, x: Tensor) -> Tensor:

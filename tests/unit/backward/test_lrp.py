@@ -1,4 +1,4 @@
-"""The rules of relevance: it is conserved, or the loss is reported, or the model is refused."""
+"""The rules of LRP: they conserve relevance, or the loss is reported, or the model is refused."""
 
 import warnings
 
@@ -20,7 +20,10 @@ from helpers.families import Plain, Skip, build, tiny
 
 
 def relevance_at(model: nn.Module, layer: str, x: Tensor, target: object) -> tuple[Tensor, float]:
-    """The relevance ``(N, K, C, *spatial)`` at a layer for a start of ones, and how much is conserved."""
+    """The relevance ``(N, K, C, *spatial)`` at a layer, and the share of it that the rules conserve.
+
+    The relevance of each score starts with one at the output.
+    """
     place = locate(DryRun.of(model, (2, *x.shape[1:])), layer)
     (evidence,) = gather(model, Inputs(x), target, [place], gradient=False)  # type: ignore[arg-type]
     leaf = evidence.activation.clone().requires_grad_()

@@ -1,4 +1,4 @@
-"""A context that replaces the backward pass of functions by rules."""
+"""A context in which rules replace the backward passes of functions."""
 
 import gc
 import operator
@@ -22,7 +22,7 @@ X = torch.randn(2, 5, generator=torch.Generator().manual_seed(0)).double()
 
 
 class Tenfold:
-    """A rule that gives ten times the result of its call, and keeps the call."""
+    """A rule that returns ten times the result of its call, and records the call."""
 
     def __init__(self) -> None:
         self.calls: list[Call] = []
@@ -34,7 +34,7 @@ class Tenfold:
         return 10 * call.run()  # type: ignore[no-any-return]
 
 
-#: Spellings of a ReLU that write to their input, and one that does not.
+#: Spellings of an in-place ReLU.
 IN_PLACE: dict[str, Callable[[Tensor], Tensor]] = {
     "relu_": torch.relu_,
     "method": lambda x: x.relu_(),
@@ -52,9 +52,9 @@ def test_a_rule_is_called_out_of_place_and_its_result_is_written_back(
         y = start + 1
         result = spelling(y)
     (call,) = rule.calls
-    assert torch.equal(call.args[0], X + 1)  # the numbers before the function wrote to them
+    assert torch.equal(call.args[0], X + 1)  # the input as it was before the ReLU wrote to it
     assert torch.equal(call.run(), (X + 1).relu())
-    assert torch.equal(call.args[0], X + 1)  # the call of the rule writes to nothing
+    assert torch.equal(call.args[0], X + 1)  # the call that the rule gets works out of place
     assert result is y
     assert torch.equal(y, 10 * (X + 1).relu())
     assert context.met == {"add", "relu"}
@@ -116,6 +116,7 @@ def test_all_other_functions_have_the_other_rule() -> None:
 
 def test_after_the_block_nothing_has_a_rule_and_nothing_is_kept() -> None:
     start, rule = X.clone(), Tenfold()
+    # Without the garbage collector a tensor is freed only if nothing refers to it in a cycle.
     gc.disable()
     try:
         with Propagation(start, {"relu": rule}) as context:
@@ -131,7 +132,7 @@ def test_after_the_block_nothing_has_a_rule_and_nothing_is_kept() -> None:
 
 
 def test_rules_of_its_own_leave_no_circle() -> None:
-    """The rules of LRP and DeepLIFT are methods of the context itself."""
+    """The rules of LRP and DeepLIFT are methods of the context itself, which must not keep it alive."""
 
     class Own(Propagation):
         def __init__(self, start: Tensor) -> None:
@@ -185,7 +186,7 @@ class Mean(nn.Module):
 
 @pytest.mark.parametrize("method", [camkit.LIFTCAM, camkit.GuidedGradCAM])
 def test_a_number_made_of_a_tensor_is_no_operation_in_place(method: Any) -> None:
-    """``int(tensor)`` calls a function whose name looks like that of an operator in place."""
+    """``int(tensor)`` calls ``Tensor.__int__``, whose name looks like that of an in-place operator."""
 
     class Counts(Plain):
         def forward(self, x: Tensor) -> Tensor:

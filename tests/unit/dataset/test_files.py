@@ -86,7 +86,7 @@ def test_no_part_is_left_where_writing_fails(monkeypatch: pytest.MonkeyPatch, tm
 
 def test_images_of_several_sizes(tmp_path: Path) -> None:
     x, method = list(images()), camkit.CAM(tiny(Plain))
-    x[5:] = [one[:, :8] for one in x[5:]]  # a shard of its own
+    x[5:] = [one[:, :8] for one in x[5:]]  # these images fill the second shard
     explain(method, Items(x), tmp_path / "apart")
     assert [s["maps"].shape for s in shards(tmp_path / "apart/manifest.json")] == [(5, 4, 3), (4, 2, 3)]
     message = (

@@ -1,4 +1,4 @@
-"""A job over a data set, from its first start to its last file."""
+"""A job over a data set: its files, how it is stopped, and how it continues."""
 
 import functools
 import os
@@ -99,7 +99,7 @@ def test_only_what_is_missing_is_loaded(tmp_path: Path) -> None:
 def test_stopped_by_an_error_it_goes_on(tmp_path: Path) -> None:
     items, method = Items(images()), camkit.CAM(tiny(Plain))
     explain(method, items, tmp_path / "whole", colormap="jet")
-    items.fails_at = 8
+    items.fails_at = 8  # the last item, in the second shard
     with pytest.raises(OSError, match="no such image"):
         explain(method, items, tmp_path / "stopped", colormap="jet")
     whole, there = contents(tmp_path / "whole"), contents(tmp_path / "stopped")
@@ -143,4 +143,4 @@ def test_killed_at_any_moment_it_ends_with_the_same_files(tmp_path: Path) -> Non
     output = subprocess.run(command, check=True, capture_output=True)
     kills, halves = map(int, output.stdout.split())
     assert kills > 50
-    assert halves > 0  # some of them left half a file
+    assert halves > 0  # some kills left a file half written

@@ -41,7 +41,7 @@ def test_several_inputs(tmp_path: Path) -> None:
     x, numbers = images(), 9 * torch.randn(ITEMS, 4).double()
     method = camkit.GradCAM(tiny(WithNumbers))
     expected = [method((x[list(b)], {"given": numbers[list(b)]})) for b in BATCHES]
-    assert len({int(c) for part in expected for c in part.target}) > 1  # the numbers matter
+    assert len({int(c) for part in expected for c in part.target}) > 1  # the numbers change the classes
     by_name = [{"x": one, "numbers": {"given": other}} for one, other in zip(x, numbers, strict=True)]
     check(explain(method, Items(by_name), tmp_path / "dict"), expected)
     pairs = TensorDataset(x, numbers)

@@ -1,4 +1,4 @@
-"""The manifest of a job, and the folder that it belongs to."""
+"""The manifest of a job, which ties a folder to that job."""
 
 import json
 import re
@@ -26,12 +26,13 @@ from helpers.jobs import (
 
 
 def test_the_manifest_says_what_was_explained_by_what(tmp_path: Path) -> None:
+    # The manifest leaves progress= out, because it changes no map.
     method = camkit.ScoreCAM(tiny(Plain), "features", progress=iter)
     assert json.loads(explain(method, Items(images()), tmp_path, colormap="gray").read_text()) | {
         "weights": ""
     } == {
         "camkit": version("camkit"),
-        "method": repr(camkit.ScoreCAM(method.model, "features")),  # progress changes no map
+        "method": repr(camkit.ScoreCAM(method.model, "features")),
         "model": "Plain",
         "weights": "",
         "items": 9,
@@ -164,7 +165,7 @@ def test_other_noise_is_another_job(tmp_path: Path) -> None:
 )
 def test_the_same_method_made_again_is_the_same_job(make: Any, tmp_path: Path) -> None:
     model, items = tiny(Plain), Items(images())
-    kept = [make(model)]  # another object is at another address
+    kept = [make(model)]  # keeping the first object gives the second another address in its repr
     explain(kept[0], items, tmp_path)
     kept.append(make(model))
     explain(kept[1], items, tmp_path)

@@ -1,4 +1,4 @@
-"""Several processes that share a job."""
+"""Several processes that share one job over a data set."""
 
 import os
 import re
@@ -39,7 +39,7 @@ class Shared:
             try:
                 return started.wait(120)
             except subprocess.TimeoutExpired:
-                started.terminate()  # which ends its workers, too
+                started.terminate()  # this ends its worker processes too
                 raise
 
     def noted(self, kind: str, attempt: int) -> dict[int, list[str]]:
@@ -54,7 +54,7 @@ class Shared:
         missing = [i for n in range(6) if n not in done for i in (2 * n, 2 * n + 1)]
         assert sorted(int(i) for each in loaded.values() for i in each) == missing
         counts = [len(loaded.get(rank, [])) for rank in range(ranks)]
-        assert max(counts) - min(counts) <= 2  # a shard
+        assert max(counts) - min(counts) <= 2  # ranks differ by one shard at most
         assert self.noted("shown", attempt) == {0: [str(-(-counts[0] // 2))]}
         assert self.noted("missing", attempt) == {rank: ["[]"] for rank in range(ranks)}
         for first, second, third in self.noted("refused", attempt).values():
@@ -73,7 +73,7 @@ def test_two_processes_one_of_them_killed_and_started_again(tmp_path: Path) -> N
     job = Shared(tmp_path)
     assert job.run(2, dies_at=6, restarts=1) == 0
     before = job.noted("loaded", 0)
-    assert before[1] == ["2", "3", "6"]  # the first shard of its share, and into the second
+    assert before[1] == ["2", "3", "6"]  # rank 1 did its first shard and began its second
     assert before[0] in (["0", "1", "4", "5", "8", "9"][:n] for n in range(7))
     again = {int(i) // 2 for each in job.noted("loaded", 1).values() for i in each}
     assert {3, 5} <= again

@@ -1,4 +1,4 @@
-"""The dry run: on shapes alone, or on numbers where a model needs them."""
+"""The dry run, which needs only shapes, or runs on numbers if the model needs them."""
 
 from collections.abc import Callable
 from typing import Any
@@ -46,7 +46,7 @@ def test_a_dry_run_with_numbers_leaves_the_buffers() -> None:
 
 def test_a_too_small_input_is_told_a_size_that_fits() -> None:
     model = nn.Sequential(*(nn.Sequential(nn.Conv2d(3, 3, 3), nn.MaxPool2d(2)) for _ in range(3)))
-    assert model(torch.rand(1, 3, 22, 22)).shape[-1] == 1  # the smallest that fits
+    assert model(torch.rand(1, 3, 22, 22)).shape[-1] == 1  # 22 x 22 is the smallest size that fits
     with pytest.raises(
         ValueError,
         match=r"^x: expected larger images for Sequential, got 3 x 16 x 16 .*; 32 x 32 is large enough$",

@@ -1,4 +1,4 @@
-"""The head that CAM reads: pooling, a norm and one linear layer, however they are written."""
+"""The head that CAM reads (pooling, a norm and one linear layer) in every spelling."""
 
 from collections.abc import Callable
 from typing import Any

@@ -1,3 +1,5 @@
+"""The layout of a layer: how it is inferred from shapes, and how an activation is read in it."""
+
 import pytest
 import torch
 from hypothesis import given
@@ -6,6 +8,7 @@ from torch import Tensor, nn
 
 from camkit.layers.layouts import Layout, infer_layout
 
+# A layout names the dimension of the channels: the second, or the last.
 NCHW, NHWC = Layout(1), Layout(-1)
 
 
@@ -14,12 +17,12 @@ NCHW, NHWC = Layout(1), Layout(-1)
     [
         ((2, 512, 7, 7), (2, 512, 10, 8), NCHW),
         ((2, 7, 7, 768), (2, 10, 8, 768), NHWC),
-        ((2, 7, 7, 7), (2, 7, 10, 8), NCHW),  # only the second run can tell
+        ((2, 7, 7, 7), (2, 7, 10, 8), NCHW),  # ambiguous without the larger input
         ((2, 7, 7, 7), (2, 10, 8, 7), NHWC),
         ((2, 512, 1, 1), (2, 512, 4, 2), NCHW),
         ((2, 512, 1, 1), (2, 512, 1, 1), None),
-        ((2, 512, 6, 6), (2, 512, 6, 6), NCHW),  # pooled to a fixed size
-        ((2, 12, 49, 49), (3, 12, 49, 49), None),  # windows, whose number grows
+        ((2, 512, 6, 6), (2, 512, 6, 6), NCHW),  # pooled to a fixed spatial size
+        ((2, 12, 49, 49), (3, 12, 49, 49), None),  # windows: a larger input has more of them
         ((2, 1000), (2, 1000), None),
     ],
 )
@@ -37,7 +40,7 @@ def test_two_sizes_tell_the_layout(
         ((2, 64, 5, 3), (150, 100), NCHW),
         ((2, 5, 3, 64), (150, 100), NHWC),
         ((2, 512, 1, 1), (224, 224), None),
-        ((2, 197, 768), (224, 224), None),  # tokens: their grid is not in their shape
+        ((2, 197, 768), (224, 224), None),  # tokens: their shape does not show their grid
     ],
 )
 def test_proportions_tell_the_layout_at_one_size(
@@ -64,6 +67,7 @@ def test_an_ambiguous_shape_is_an_error_and_no_guess() -> None:
 def test_tokens_and_nhwc_read_as_nchw(n: int, c: int, h: int, w: int, prefix: int, suffix: int) -> None:
     expected = torch.randn(n, c, h, w)
     nhwc = torch.empty(n, h, w, c)
+    # Tokens outside the grid are NaN, so that reading one of them would show.
     tokens = torch.full((n, prefix + h * w + suffix, c), float("nan"))
     for i in range(h):
         for j in range(w):

@@ -1,4 +1,4 @@
-"""A layer by its name, its channels, its size and its layout."""
+"""The location of a layer: its name, its channels, its spatial size and its layout."""
 
 import pytest
 import torch
@@ -33,7 +33,7 @@ def test_list_layers_leaves_out_what_cannot_be_tapped() -> None:
 
 def test_the_user_says_how_a_layer_reads() -> None:
     class Open(nn.Module):
-        """Of one input size, and with as many channels as rows."""
+        """Takes one input size only, and its feature map has as many channels as rows."""
 
         def __init__(self, last: bool) -> None:
             super().__init__()
@@ -56,7 +56,7 @@ def test_the_user_says_how_a_layer_reads() -> None:
         with pytest.raises(ValueError, match=message):
             camkit.GradCAM(model, "mix")(x)
         found = camkit.EigenCAM(model, "mix", layout=layout)(x)
-        expected = camkit.EigenCAM(model, "conv")(x)  # of the same channels, perhaps in another order
+        expected = camkit.EigenCAM(model, "conv")(x)  # the order of channels does not matter here
         torch.testing.assert_close(found.maps, expected.maps, rtol=1e-4, atol=1e-4)
         tokens = camkit.Layout(-1, grid=(6, 6))
         with pytest.raises(

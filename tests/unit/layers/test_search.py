@@ -1,4 +1,4 @@
-"""The layer that is found where none is named."""
+"""The layer that is chosen if the user names none."""
 
 from typing import Any
 

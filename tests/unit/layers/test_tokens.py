@@ -1,4 +1,4 @@
-"""Which tokens form a grid, and in which order."""
+"""Which tokens form a grid of positions, and in which order they must be."""
 
 import pytest
 import torch
@@ -20,7 +20,7 @@ def test_tokens_form_the_grid_they_were_cut_into(
     model = Vit(lambda y: y[:, index], before, after, size if fixed else None)
     place = find(model, size, size)
     assert place.layout == Layout(-1, grid, before, after)
-    assert place.name == "norm1"  # after the attention nothing of the patches reaches the output
+    assert place.name == "norm1"  # at later layers the patches do not reach the output
     if fixed:
         return
     explained = camkit.GradCAM(model)(torch.randn(2, 3, size, size), [[0, 1, 2, 3]] * 2)
@@ -37,7 +37,7 @@ def test_tokens_that_are_averaged() -> None:
 
 def test_what_is_no_grid_of_positions_is_not_read_as_one() -> None:
     class Queries(Model):
-        """16 learnt queries, as DETR has them, beside 8 x 8 positions read as (N, C, L)."""
+        """Has 16 learnt queries, as in DETR, and a layer that outputs 8 x 8 positions as (N, C, L)."""
 
         def __init__(self) -> None:
             super().__init__(lambda s, x: s.fc(s.decode(x)))
@@ -58,7 +58,7 @@ def test_what_is_no_grid_of_positions_is_not_read_as_one() -> None:
 
 
 def test_heads_of_attention_are_no_grid() -> None:
-    """Tokens of six channels as two heads of three read as a grid of 2 x 3, if one does not look twice."""
+    """Six channels, split into two heads of three, could be mistaken for a grid of 2 x 3."""
 
     class Heads(nn.Module):
         def __init__(self) -> None:
@@ -77,7 +77,7 @@ def test_heads_of_attention_are_no_grid() -> None:
 
 
 class Windows(nn.Module):
-    """Tokens that stand window by window, and a norm over them."""
+    """A norm over tokens, which are ordered window by window if ``unrolled`` and row by row otherwise."""
 
     def __init__(self, unrolled: bool) -> None:
         super().__init__()

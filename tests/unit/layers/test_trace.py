@@ -1,4 +1,4 @@
-"""The record of a dry run: values, operations and the modules that ran them."""
+"""The record of a dry run: values, operations, and the modules that ran them."""
 
 import threading
 
@@ -27,7 +27,7 @@ def test_an_in_place_operation_makes_a_new_value_and_dropout_none() -> None:
     assert [o.name for o in trace.operations] == ["conv2d", "relu", "sum"]
     (conv,) = trace.outputs_of("conv")
     (drop,) = trace.outputs_of("drop")
-    assert conv == drop  # in evaluation mode dropout hands its input on
+    assert conv == drop  # in evaluation mode dropout returns its input
     assert trace.operations[2].inputs == trace.operations[1].outputs
     assert trace.operations[1].outputs != (conv,)
     assert [trace.shapes[v] for v in (trace.input, trace.output)] == [(2, 3, 8, 8), (2, 4)]
@@ -44,7 +44,7 @@ def test_between_and_ancestors_follow_values_and_not_time() -> None:
     class Fork(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
             a = x.relu()
-            x.sigmoid()  # leads nowhere
+            x.sigmoid()  # the output does not depend on it
             b = a.exp()
             return a + b
 

@@ -1,4 +1,4 @@
-"""The methods that weigh an activation by itself, whatever the target is."""
+"""The methods that use only the activation and ignore the target."""
 
 from collections.abc import Callable
 from typing import Any

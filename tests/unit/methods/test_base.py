@@ -1,4 +1,4 @@
-"""The call that all methods share, and the explanation that it returns."""
+"""The call that all methods share, and the explanation that they return."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ from helpers.registry import images
 
 
 class Mean(camkit.Method):
-    """A method with no formula: the mean of the channels of the image."""
+    """A minimal method: its map is the mean over the channels of the image."""
 
     def explain(self, inputs: camkit.Inputs, target: Any) -> camkit.Explanation:
         assert not self.model.training

@@ -1,3 +1,5 @@
+"""CAM without surgery: exact maps, the heads that it supports, and the heads that it refuses."""
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -81,13 +83,14 @@ def test_convnext_map_is_the_layer_norm_written_out() -> None:
     for n, c in enumerate([5, 6]):
         pooled = features[n].mean((1, 2))
         sigma = (((pooled - pooled.mean()) ** 2).mean() + 1e-6).sqrt()
+        # The LayerNorm after the pooling is linear once its standard deviation is known.
         v = weight[c] * gamma
         expected = reference.cam(features[n], (v - v.mean()) / sigma)
         torch.testing.assert_close(maps[n], expected, rtol=1e-9, atol=1e-12)
 
 
 def test_a_network_that_only_looks_linear_is_refused() -> None:
-    """The operations are right, but a hook that nobody sees changes the numbers."""
+    """The dry run records the right operations, but a hook that writes only on the CPU changes the logits."""
     model = tiny(Plain)
     x = torch.randn(2, 3, 12, 10).double()
     camkit.CAM(model)(x)
@@ -140,7 +143,7 @@ def test_half_precision_and_a_linear_layer_without_bias() -> None:
     expected = camkit.CAM(model)(x, 1).maps
     torch.testing.assert_close(expected.mean((1, 2)), model(x)[:, 1].detach())
     half = camkit.CAM(model.bfloat16())(x.bfloat16(), 1).maps
-    assert half.dtype == torch.float32  # where sums of many products keep their digits
+    assert half.dtype == torch.float32  # sums of many products lose digits in bfloat16
     torch.testing.assert_close(half, expected, rtol=0.05, atol=0.05)
 
 

@@ -1,4 +1,4 @@
-"""The call of a method at one layer."""
+"""The call of a method that explains by layers."""
 
 import dataclasses
 import functools
@@ -76,7 +76,7 @@ def test_the_dry_run_is_made_once_a_shape(monkeypatch: pytest.MonkeyPatch) -> No
     assert made == [(2, 3, 12, 10), (2, 3, 20, 10)]
     for side in range(12, 112):
         method(torch.rand(1, 3, side, 10))
-    assert len(method._locations) <= 16  # a data set of many sizes does not fill the memory
+    assert len(method._locations) <= 16  # many sizes do not fill the memory
 
 
 def test_models_with_other_outputs_need_a_function() -> None:
@@ -138,7 +138,7 @@ def test_settings_are_keywords_and_show() -> None:
 
 
 class Own(camkit.Explainer):
-    """A method of one's own."""
+    """A method that a user wrote: the gradient, summed over the channels."""
 
     def map(self, evidence: Any) -> Tensor:
         return evidence.gradient.sum(2)  # type: ignore[no-any-return]

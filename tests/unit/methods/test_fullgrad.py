@@ -1,4 +1,4 @@
-"""FullGrad against its paper written out."""
+"""FullGrad against the formula of its paper, written out."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ from helpers.families import Branching, Plain, Skip, tiny
 
 
 def bias_gradients(model: nn.Module, image: Tensor, c: int) -> tuple[Tensor, list[Tensor]]:
-    """Gradient times input, and gradient times bias of each convolution and normalisation in order."""
+    """Gradient times input, and gradient times bias for each convolution and normalisation, in order."""
     outputs: list[tuple[nn.Module, Tensor]] = []
 
     def hook(module: nn.Module, args: object, output: Tensor) -> Tensor:
@@ -47,7 +47,7 @@ def bias_gradients(model: nn.Module, image: Tensor, c: int) -> tuple[Tensor, lis
 
 
 def psi(product: Tensor, size: torch.Size) -> Tensor:
-    """The magnitudes from 0 to 1 over the whole layer, at the input's size, summed over the channels."""
+    """Scales the magnitudes of a layer to [0, 1], upsamples them to the input and sums over the channels."""
     magnitude = product.abs()
     scaled = (magnitude - magnitude.min()) / (magnitude.max() - magnitude.min())
     up = F.interpolate(scaled[None], size=tuple(size), mode="bilinear", align_corners=False)[0]

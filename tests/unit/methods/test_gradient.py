@@ -1,4 +1,4 @@
-"""The methods of gradients against their equations, and Grad-CAM against captum."""
+"""The gradient methods against the equations of their papers, and Grad-CAM against captum."""
 
 import functools
 from collections.abc import Callable
@@ -56,7 +56,7 @@ FORMULAS: dict[str, tuple[Callable[..., Any], Literal]] = {
 @pytest.mark.parametrize("kind", TINY, ids=lambda t: t.model.__name__)
 def test_equals_its_paper_written_out(kind: Tiny, name: str) -> None:
     make, literal = FORMULAS[name]
-    if (name, kind.model) == ("ShapleyCAM", Digits):  # its head is piecewise linear: the Hessian is zero
+    if (name, kind.model) == ("ShapleyCAM", Digits):  # piecewise linear head: the Hessian is zero
         literal = FORMULAS["GradCAM"][1]
     check_formula(kind, make, literal)
 
@@ -91,7 +91,7 @@ def test_equals_the_papers_equations(kind: Tiny) -> None:
 
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda f: f.name)
 def test_equals_relu_of_cam_by_the_number_of_positions(family: Family) -> None:
-    """On trunk, global average pooling, linear."""
+    """This holds for a trunk, global average pooling and one linear layer."""
     net = camkit.attach_gap_head(build(family.name), 4).double()
     x = images(family).double()
     cam, grad_cam = camkit.CAM(net)(x, [1, 3]), camkit.GradCAM(net)(x, [1, 3])
@@ -102,7 +102,10 @@ def test_equals_relu_of_cam_by_the_number_of_positions(family: Family) -> None:
 
 
 class PatchesAsGrid(nn.Module):
-    """A norm over tokens that passes the patches through a layer in NCHW, all that captum reads."""
+    """A norm over tokens that also passes the patches through an NCHW layer.
+
+    captum reads only NCHW layers.
+    """
 
     def __init__(self, norm: nn.Module, size: tuple[int, int]) -> None:
         super().__init__()
@@ -118,7 +121,7 @@ class PatchesAsGrid(nn.Module):
 def test_equals_captum(family: Family) -> None:
     model = build(family.name)
     x = images(family)
-    # Random networks have classes whose map is zero everywhere: take those with the brightest.
+    # In a random network the maps of some classes are zero everywhere. Take the class with the brightest map.
     classes = camkit.GradCAM(model)(x, [list(range(20))] * 2).maps.amax((2, 3)).argmax(1)
     ours = camkit.GradCAM(model)(x, classes)
     layer = model.get_submodule(ours.layer)
@@ -158,7 +161,7 @@ def test_a_function_of_the_output_as_target() -> None:
 
 
 def test_a_head_of_zeros_has_maps_of_zeros() -> None:
-    """As torchvision's untrained ViTs have one: no layer is to blame."""
+    """torchvision's untrained ViTs have such a head. The zero gradient is not an error of the layer."""
     model = tiny(Tokens)
     with torch.no_grad():
         model.head.weight.zero_()

@@ -1,4 +1,4 @@
-"""Guided backpropagation, written out and against captum."""
+"""Guided backpropagation against its rule written out, and against captum."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""LeGrad against its paper written out, and the models that it refuses."""
+"""LeGrad against the formula of its paper, written out, and the models that it refuses."""
 
 import math
 
@@ -11,7 +11,7 @@ from helpers.families import Block, Tokens, Transformer, build, tiny
 
 
 def attention_by_heads(layer: nn.MultiheadAttention, tokens: Tensor, weights: list[Tensor]) -> Tensor:
-    """Self-attention of tokens ``(L, E)``, head by head; each head's ``(L, L)`` goes to ``weights``."""
+    """Self-attention of tokens ``(L, E)``, head by head; appends each head's ``(L, L)`` to ``weights``."""
     width = tokens.shape[1]
     size = width // layer.num_heads
     assert layer.in_proj_weight is not None
@@ -26,7 +26,7 @@ def attention_by_heads(layer: nn.MultiheadAttention, tokens: Tensor, weights: li
 
 
 def legrad(model: Transformer, image: Tensor, c: int, chosen: list[int]) -> Tensor:
-    """Bousselham et al. 2024 of one image: only the attention of the block in question is in the graph."""
+    """Bousselham et al. 2024 for one image. The graph of a block has only the attention of that block."""
     rows, columns = image.shape[1] // 4, image.shape[2] // 4
     patches = model.patches(image[None])[0].flatten(1).T
     tokens = torch.cat([model.token[0], patches, model.register[0]]).detach()

@@ -85,7 +85,7 @@ def test_scorecam_of_the_channels_that_vary_most() -> None:
 @pytest.mark.parametrize("name", ["ScoreCAM", "SSCAM", "ISCAM", "AblationCAM", "PolyCAM"])
 def test_the_size_of_a_chunk_bounds_a_pass_and_changes_nothing(name: str) -> None:
     model, x = tiny(Plain), images(name, 2)
-    nn.init.ones_(model.get_parameter("features.4.bias"))  # no channel is zero
+    nn.init.ones_(model.get_parameter("features.4.bias"))  # so that no channel is zero
     seen: list[int] = []
     forward = model.fc.forward
 
@@ -98,7 +98,7 @@ def test_the_size_of_a_chunk_bounds_a_pass_and_changes_nothing(name: str) -> Non
     for size in (1, 2, 5, 8, 1000):
         seen.clear()
         torch.testing.assert_close(make(name, model, chunk_size=size)(x, [0, 1]).maps, expected)
-        assert max(seen) <= max(size, 4)  # at least one copy of the batch; two where it is proved once
+        assert max(seen) <= max(size, 4)  # the check of the replay runs two copies of the batch
         assert size != 8 or max(seen) == 8
 
 
@@ -113,13 +113,13 @@ def test_progress_wraps_the_passes(name: str) -> None:
             shown.append(len(chunk))
 
     model = tiny(Plain)
-    nn.init.ones_(model.get_parameter("features.4.bias"))  # no channel is zero
+    nn.init.ones_(model.get_parameter("features.4.bias"))  # so that no channel is zero
     make(name, model, chunk_size=8, progress=progress)(images(name, 2), 1)
-    assert shown == [4, 2]  # of two images, four channels fit
+    assert shown == [4, 2]  # a chunk of 8 holds four channels of two images; Plain has six
 
 
 def test_ablation_of_a_linear_head_has_a_closed_form() -> None:
-    """On global average pooling and a linear layer, channel k takes w_k mean(A^k) with it."""
+    """With average pooling and a linear layer, removing channel k lowers the score by w_k mean(A^k)."""
     model, x = tiny(Plain), images("AblationCAM", 3)
     classes = torch.tensor([[0, 1], [3, 2], [1, 1]])
     activation = model.features(x).detach()

@@ -1,4 +1,4 @@
-"""The first principal component of an activation."""
+"""The methods that project an activation onto its first principal component."""
 
 from typing import Any
 
@@ -25,6 +25,7 @@ def test_the_sign_of_the_singular_vector_does_not_matter(name: str, monkeypatch:
     expected = make(name, model)(x, 1).maps
     eigh = torch.linalg.eigh
 
+    # The sign of an eigenvector is arbitrary, so the opposite vectors must give the same maps.
     def flipped(matrix: Tensor) -> Any:
         values, vectors = eigh(matrix)
         return type(eigh(matrix))((values, -vectors))

@@ -1,4 +1,4 @@
-"""LIFT-CAM and Relevance-CAM against their rules written out, and their warnings."""
+"""LIFT-CAM and Relevance-CAM against their rules, written out, and their warnings."""
 
 import pytest
 import torch
@@ -14,11 +14,12 @@ from camkit.passes.evidence import gather
 from helpers import reference
 from helpers.families import Branching, ChannelsLast, Digits, Plain, Skip, Tokens, build, tiny
 
-# With few channels a class may have no positive weight, and then its relevance goes nowhere.
+# With few channels a class may have no positive weight. Its relevance is then lost, which gives a warning.
 lost = pytest.mark.filterwarnings("ignore:RelevanceCAM")
 
 
 def start(classes: int, c: int) -> Tensor:
+    """The relevance at the output: 1 at the class and -1 / classes at all others."""
     relevance = torch.full((classes,), -1 / classes, dtype=torch.float64)
     relevance[c] = 1
     return relevance
@@ -46,7 +47,7 @@ def branching(model: Branching, layer: str, a: Tensor, relevance: Tensor, other:
     if layer == "mix":
         return reference.relevance_of_pooled(
             a.relu(), model.classifier, relevance
-        )  # ReLU hands on what it gets
+        )  # a ReLU passes relevance on unchanged
     joined = torch.cat([a, other])
     top = model.mix(joined[None])[0].detach().relu()
     return conv(joined, model.mix, reference.relevance_of_pooled(top, model.classifier, relevance))[: len(a)]
@@ -135,7 +136,7 @@ def test_where_the_rules_do_not_conserve_the_ratio_is_told(name: str, layer: str
 
 @pytest.mark.parametrize("kind", [Plain, ChannelsLast])
 def test_lift_cam_of_a_linear_head_is_closed(kind: type[nn.Module]) -> None:
-    """Z mean(g) mean(A)."""
+    """Each weight is Z mean(g) mean(A), with Z the number of positions."""
     model = tiny(kind)
     shape = (3, 12, 10) if kind is Plain else (3, 16, 12)
     x = torch.randn(2, *shape).double()

@@ -1,3 +1,5 @@
+"""Smoothed: the mean of a method's maps over views of the image, such as flips and noise."""
+
 from collections.abc import Callable
 from typing import Any
 
@@ -12,6 +14,7 @@ from camkit import Method, View, targets
 from helpers.families import Plain, tiny
 from helpers.fingerprint import fingerprint
 
+# A view changes the images by its first function, and its second undoes the change on the maps.
 FLIPPED = View(lambda x: x.flip(-1), lambda m: m.flip(-1))
 SMALLER = View(lambda x: x[..., 2:, :] * 2, lambda m: m - 1)
 
@@ -58,7 +61,7 @@ def test_the_rest_of_the_explanation_is_that_of_the_image() -> None:
 
 
 class Loud(Plain):
-    """Predicts by the mean of the input."""
+    """Its prediction depends on the mean of the input, so that a view can change the predicted class."""
 
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x) + x.mean((1, 2, 3))[:, None] * torch.arange(4).to(x)
@@ -79,6 +82,7 @@ def test_the_image_itself_settles_what_is_explained(target: Any, settled: Callab
     smoothed = camkit.Smoothed(method, views)(x, target)
     expected = mean([method(view.apply(x), now).maps for view in views])
     assert_close(smoothed.maps, expected, rtol=1e-12, atol=0)
+    # With the original target each view would explain the class that it predicts itself.
     each_its_own = mean([method(view.apply(x), target).maps for view in views])
     assert (each_its_own - expected).abs().amax() > 1e-3 * expected.abs().amax()
 
@@ -87,7 +91,7 @@ def test_one_call_more_for_each_view() -> None:
     seen: list[tuple[Tensor, Any]] = []
 
     class Watched(Method):
-        """A method that keeps its calls."""
+        """A method that records its calls."""
 
         def explain(self, inputs: camkit.Inputs, target: targets.Target) -> camkit.Explanation:
             x = inputs.images
@@ -111,7 +115,7 @@ def test_noise_is_the_same_for_the_same_seed_only() -> None:
     independent = [*first, *other]
     for i, one in enumerate(independent):
         noise = one - x
-        assert_close(noise[1:], noise[:1].expand(2, -1, -1, -1))  # the same for every image
+        assert_close(noise[1:], noise[:1].expand(2, -1, -1, -1))  # all images get the same noise
         assert noise.mean().item() == pytest.approx(0, abs=0.02)
         assert noise.std().item() == pytest.approx(0.5, rel=0.02)
         assert (noise[0, 0] - noise[0, 1]).std() > 0.6
@@ -164,7 +168,7 @@ def test_smoothed_is_a_method_to_be_smoothed() -> None:
 
 @pytest.mark.parametrize("target", [1, [[0, 1], [2, 3]]])
 def test_views_at_another_resolution(target: Any) -> None:
-    """Undone at their own, then brought to that of the image's maps."""
+    """A view is undone at the resolution of its own map, and the result is resized to the image's map."""
 
     def larger(x: Tensor) -> Tensor:
         return F.interpolate(x, scale_factor=2, mode="nearest")

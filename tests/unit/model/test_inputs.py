@@ -13,15 +13,17 @@ def test_the_images_are_the_first_floats_with_a_spatial_size() -> None:
     assert Inputs.of((numbers, mask, x, x + 1)).images is x
     assert Inputs.of({"numbers": numbers, "x": x}).place == "x"
     held = Inputs.of((x, numbers, mask, None)).with_images(torch.rand(5, 3, 8, 8))
+    # Five images for inputs made for two: the rows of the other inputs repeat in turn.
     assert [None if t is None else len(t) for t in held] == [5, 5, 5, None]
     assert torch.equal(held[1], numbers[[0, 1, 0, 1, 0]])
+    # A mask of the size of the images becomes a mask of the new size, filled with zeros.
     larger = Inputs.of((x, mask)).with_images(torch.rand(2, 3, 9, 11))
     assert larger[1].shape == (2, 9, 11)
     assert larger[1].dtype == torch.bool
 
 
 class Sum(nn.Module):
-    """Adds a number of each image to its mean."""
+    """Adds one number per image to the mean of that image."""
 
     def forward(self, image: Tensor, number: Tensor) -> Tensor:
         return image.mean((1, 2, 3)) + number
@@ -57,7 +59,10 @@ def test_an_error_of_the_models_own_comes_through() -> None:
 
 
 def test_images_on_another_device() -> None:
-    """The meta device stands for a GPU; a call would refuse weights without numbers before that."""
+    """The meta device stands for a GPU.
+
+    The test calls ``Inputs`` itself, because a method would first refuse the weights on the meta device.
+    """
     x = torch.rand(2, 3, 12, 10)
     with pytest.raises(ValueError, match=r"^x: expected images on meta, where the model is, got cpu$"):
         Inputs(x).run(Plain().eval().to("meta"), x)

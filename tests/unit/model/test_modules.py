@@ -1,4 +1,4 @@
-"""The modules of a model: their order, their names, and models that are refused."""
+"""The modules of a model: their order and names, and the models that are refused."""
 
 from typing import Any
 

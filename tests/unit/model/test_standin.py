@@ -1,4 +1,4 @@
-"""A stand-in for a model: new modules that change nothing in the user's."""
+"""A stand-in for a model, whose modules are new so that the user's modules stay as they are."""
 
 import math
 from typing import Any
@@ -18,13 +18,13 @@ def test_a_users_hooks_fire_for_no_pass_but_the_users() -> None:
     model.f.register_forward_hook(lambda m, a, out: seen.append(out.device.type))
     model.f.register_forward_pre_hook(lambda m, a: seen.append(a[0].device.type))
     camkit.GradCAM(model)(torch.rand(2, 3, 32, 24))
-    assert seen == ["cpu", "cpu"]  # the explained pass
+    assert seen == ["cpu", "cpu"]  # the explained pass only
     camkit.attach_gap_head(model, 2, input_shape=(3, 32, 24))
     assert seen == ["cpu", "cpu"]
 
 
 def test_an_infinite_wait_is_none() -> None:
-    """A dict attribute that holds itself, and one that two modules share."""
+    """A dict attribute that contains itself is copied without endless recursion."""
     model = Model(lambda s, x: s.fc(s.f(x).mean((2, 3))))
     notes: dict[str, Any] = {}
     notes["self"] = notes

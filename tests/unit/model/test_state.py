@@ -1,4 +1,4 @@
-"""The state that a forward pass may change, and how it is put back."""
+"""The state that a forward pass may change, and how it is restored."""
 
 import random
 import threading
@@ -30,8 +30,8 @@ class Changing(nn.Module):
         self.norm, self.drop = nn.BatchNorm1d(3), nn.Dropout()
 
     def forward(self, x: Tensor) -> Any:
-        self.passes += 1  # in place
-        self.seen = x.sum(0)  # another tensor
+        self.passes += 1  # changes the buffer in place
+        self.seen = x.sum(0)  # puts another tensor there
         random.random()
         np.random.rand()
         torch.rand(())
@@ -42,7 +42,7 @@ class Changing(nn.Module):
 
 
 def found(model: nn.Module) -> tuple[Any, ...]:
-    """The flags of all modules, their buffers with their numbers, and the state of the process."""
+    """The training flags of all modules, their buffers with their values, and the state of the process."""
     buffers = [(id(buffer), buffer.tolist()) for buffer in model.buffers()]
     return [module.training for module in model.modules()], buffers, process()
 
@@ -89,7 +89,7 @@ def test_of_nested_blocks_the_outermost_puts_everything_back() -> None:
         model(X)
         with restored(model):
             model(X)
-        # The inner block leaves everything to the outer one, which is still in its own passes.
+        # The inner block restores nothing, because the outer block has not ended yet.
         assert not any(module.training for module in model.modules())
         assert model.passes == 2
     assert found(model) == before
@@ -133,7 +133,7 @@ def test_of_several_threads_the_last_to_leave_puts_everything_back() -> None:
 def test_a_model_in_evaluation_mode_without_buffers_is_not_touched() -> None:
     model = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3)).eval()
     with restored(model):
-        # Nothing of this model is to be put back, so that a change by the user in the block stays.
+        # This model has nothing to restore, so a change by the user inside the block is kept.
         model.train()
     assert model.training
 
@@ -141,7 +141,7 @@ def test_a_model_in_evaluation_mode_without_buffers_is_not_touched() -> None:
 def test_the_caller_may_be_in_inference_mode() -> None:
     model = partly_in_training()
     with torch.inference_mode():
-        model.seen = torch.ones(3)  # such a buffer counts no changes
+        model.seen = torch.ones(3)  # an inference tensor has no version counter
         before = found(model)
         with restored(model):
             assert not torch.is_inference_mode_enabled()

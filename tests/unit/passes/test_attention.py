@@ -1,4 +1,4 @@
-"""A pass that keeps the attention of each block, however the model computes it."""
+"""A pass that records the attention of each block, in every way a model may compute it."""
 
 import pytest
 import torch
@@ -22,10 +22,10 @@ def test_the_weights_of_each_block_are_leaves_of_a_graph_to_its_tokens() -> None
     for weights, tokens in found.values():
         (leaf,) = weights
         assert leaf.is_leaf
-        assert leaf.shape == (2, 2, 14, 14)  # images, heads, and twice 1 + 4 x 3 + 1 tokens
+        assert leaf.shape == (2, 2, 14, 14)  # images, heads, and 1 + 4 x 3 + 1 tokens twice
         torch.testing.assert_close(leaf.sum(3).detach(), torch.ones(2, 2, 14).double())
         (gradient,) = torch.autograd.grad(tokens.square().sum(), leaf)
-        assert gradient.any()
+        assert gradient.any()  # the tokens depend on these weights
 
 
 def test_the_graph_of_a_block_does_not_reach_into_the_block_before() -> None:
@@ -53,12 +53,16 @@ def test_nothing_is_left_after_the_pass(fails: bool) -> None:
             run()
     else:
         run()
-    assert hooks_of(model) == fails  # the hook of this test
+    assert hooks_of(model) == fails  # only the hook that this test registered
     assert process() == before
 
 
 class Attention(nn.Module):
-    """Attention as people write it: softmax in the open, over heads in the batch, or torch's function."""
+    """Attention in one of three spellings.
+
+    ``"fused"`` calls torch's function, ``"open"`` writes the softmax out, and any other value writes it out
+    with the heads folded into the batch dimension.
+    """
 
     def __init__(self, like: nn.MultiheadAttention, how: str) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""A pass that keeps the bias of each layer."""
+"""A pass that records the bias of each layer."""
 
 import pytest
 import torch
@@ -27,7 +27,7 @@ def test_each_layer_with_a_bias_is_found_with_what_it_adds() -> None:
     torch.testing.assert_close(
         factors, [conv.bias.reshape(1, -1, 1, 1), shift.reshape(1, -1, 1, 1), linear.bias[None]]
     )
-    assert biases.are_maps == [True, True, False]  # a linear layer of a vector gives no map
+    assert biases.are_maps == [True, True, False]  # a linear layer outputs no feature map
     for zeros, _ in biases.found:
         assert zeros.requires_grad
         assert not zeros.any()
@@ -44,7 +44,7 @@ def test_a_batch_normalisation_by_the_batch_itself_adds_its_bias_alone() -> None
 
 @pytest.mark.parametrize("name", ["alexnet", "resnet18", "densenet121", "googlenet"])
 def test_gradients_by_input_and_biases_sum_to_the_score(name: str) -> None:
-    """FullGrad's completeness, where a network is linear but for ReLUs and max pooling."""
+    """FullGrad is complete for networks that are linear except for ReLUs and max pooling."""
     model = build(name).double()
     x = torch.randn(2, 3, 64, 64).double()
     leaf = x.clone().requires_grad_()

@@ -1,4 +1,4 @@
-"""The evidence of one forward pass at a layer."""
+"""Evidence: the result of one forward pass at a layer, and the further passes it offers."""
 
 import functools
 from typing import Any
@@ -27,7 +27,7 @@ def batch(kind: Tiny) -> Tensor:
 
 @each_network
 def test_activation_and_gradient_are_those_of_the_layer(kind: Tiny) -> None:
-    """With channels first, for each image and each score, whatever the layout of the layer is."""
+    """Both have channels first for every layout of the layer, and the gradient is that of each score."""
     model, x = tiny(kind.model), batch(kind)
     evidence = evidence_at(model, x, kind.layer, [[0, 2], [1, 1]], gradient=True)
     assert evidence.gradient.shape == (2, 2, *evidence.activation.shape[1:])
@@ -45,11 +45,12 @@ def test_activation_and_gradient_are_those_of_the_layer(kind: Tiny) -> None:
 @each_network
 @pytest.mark.parametrize("alone", [True, False], ids=["the rest alone", "the whole model"])
 def test_rescored_activations_are_those_of_the_model_run_again(kind: Tiny, alone: bool) -> None:
-    """Against the model with a hook that edits the output of the layer in its own layout."""
+    """The reference is the model with a hook that edits the output of the layer in its own layout."""
     model, x = tiny(kind.model), batch(kind)
     evidence = evidence_at(model, x, kind.layer, [[0, 2], [1, 1]])
     if alone:
-        # Residual adds in place to a convolution, which a stand-in that takes no memory does not allow.
+        # Residual adds in place to the output of a convolution. A replay returns expanded zeros there, which
+        # cannot be written to, so the whole model runs instead.
         assert (evidence._replay is None) == (kind.model is Residual)
     else:
         evidence.__dict__["_replay"] = None
@@ -131,14 +132,14 @@ def test_a_frozen_backbone_in_a_no_grad_of_its_own() -> None:
 
 
 def test_a_model_that_is_not_what_it_seems_runs_whole() -> None:
-    """Its output depends on how many images there are."""
+    """The output for an image depends on the number of images in the batch."""
     model, x = tiny(Plain), torch.randn(2, 3, 12, 10).double()
     model.fc.register_forward_hook(lambda module, args, out: out.sin() if len(out) == 2 else 2 * out)
     evidence = evidence_at(model, x, "features")
     assert evidence._replay is None
     a = evidence.activation
     torch.testing.assert_close(evidence.rescore(a[None])[0], evidence.scores)
-    expected = model.fc((a / 2).mean((2, 3)))[:, 1:2]  # with the hook
+    expected = model.fc((a / 2).mean((2, 3)))[:, 1:2]  # the call of fc runs the hook too
     torch.testing.assert_close(evidence.rescore(a[None] / 2)[0], expected)
 
 

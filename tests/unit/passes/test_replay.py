@@ -1,4 +1,4 @@
-"""The part of a model after a layer, run alone: it gives the same as the whole model."""
+"""Running only the part of a model after a layer equals running the whole model."""
 
 import gc
 import weakref
@@ -41,7 +41,7 @@ def test_equals_the_whole_model_on_every_family(family: Family) -> None:
 @pytest.mark.parametrize(
     ("name", "layer"),
     [
-        ("resnet18", "layer3.1.bn1"),  # inside a block, whose input is added later
+        ("resnet18", "layer3.1.bn1"),  # inside a block with a skip connection around the layer
         ("resnet18", "layer3.1.bn2"),
         ("resnet18", "layer4.0.downsample"),
         ("densenet121", "features.denseblock4.denselayer7"),  # earlier outputs are concatenated later
@@ -88,7 +88,7 @@ def test_what_is_handed_out_is_not_overwritten() -> None:
 
 
 def test_what_is_kept_goes_with_the_evidence() -> None:
-    """Without waiting for a circle to be collected."""
+    """The tensors are freed at once, without the garbage collector."""
     model, x = tiny(Residual), torch.randn(2, 3, 11, 13).double()
     gc.disable()
     try:
@@ -104,14 +104,17 @@ def test_what_is_kept_goes_with_the_evidence() -> None:
 
 
 class Worker(nn.Module):
-    """Shifts its features, in place from the given number of rows on, and perhaps without a trace."""
+    """Adds one to its features, in place if the batch has at least ``in_place_from`` rows.
+
+    With ``traceless=True`` it writes through ``.data``, which does not change the version of the tensor.
+    """
 
     def __init__(self, in_place_from: int, traceless: bool = False) -> None:
         super().__init__()
         self.features = nn.Conv2d(3, 4, 3)
         self.fc = nn.Linear(4, 5)
         self.in_place_from, self.traceless = in_place_from, traceless
-        self.memory = deque[int]()  # shared with every stand-in, as a list is not
+        self.memory = deque[int]()  # a stand-in shares a deque, but copies a list
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.features(x)

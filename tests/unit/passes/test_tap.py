@@ -1,4 +1,4 @@
-"""The output of layers, taken from one forward pass or replaced in it."""
+"""Tap: recording the outputs of layers in a forward pass, or replacing one of them."""
 
 import threading
 from typing import Any
@@ -15,7 +15,7 @@ from helpers.fingerprint import hooks_of, process
 
 
 class Chain(nn.Module):
-    """Two convolutions, each followed by a ReLU in place, and a linear layer."""
+    """Two convolutions, each followed by an in-place ReLU, and a linear layer."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -40,7 +40,7 @@ X = torch.randn(2, 3, 9, 8, generator=torch.Generator().manual_seed(0)).double()
 
 
 def test_outputs_are_kept_as_they_left_their_layers(model: Chain) -> None:
-    """Though a ReLU in place follows each of them."""
+    """An in-place ReLU follows each layer, and must not change the recorded outputs."""
     with torch.no_grad():
         first = model.first(X)
         second = model.second(first.relu())
@@ -52,7 +52,7 @@ def test_outputs_are_kept_as_they_left_their_layers(model: Chain) -> None:
     assert torch.equal(tap.output("first"), first)
     assert torch.equal(tap.output("second"), second)
     assert torch.equal(output, expected)
-    assert not output.requires_grad  # the grad mode of a tap without a gradient
+    assert not output.requires_grad  # such a tap runs the model under no_grad
 
 
 def test_the_graph_begins_at_the_first_layer_to_run(model: Chain) -> None:
@@ -61,7 +61,7 @@ def test_the_graph_begins_at_the_first_layer_to_run(model: Chain) -> None:
     leaf, later = tap.output("first"), tap.output("second")
     assert leaf.is_leaf
     assert leaf.requires_grad
-    # The trunk before the leaf has no graph, so that its parameters can have no gradient.
+    # The part before the leaf has no graph, so its parameters get no gradient.
     gradients = torch.autograd.grad(output.sum(), [leaf, later, *model.first.parameters()], allow_unused=True)
     assert [gradient is None for gradient in gradients] == [False, False, True, True]
     own = model.first(X).detach().requires_grad_()
@@ -87,7 +87,7 @@ def test_a_replacement_is_seen_by_the_rest_of_the_model(model: Chain, gradient: 
     before = replacement.detach().clone()
     with torch.set_grad_enabled(gradient), Tap(model, "second", replacement=replacement):
         output = model(X)
-    assert output.requires_grad is gradient  # the grad mode of the caller holds after the layer
+    assert output.requires_grad is gradient  # the caller's grad mode applies after the layer
     torch.testing.assert_close(output, model.head(replacement), check_stride=False)
     assert torch.equal(replacement, before)
 
@@ -117,6 +117,7 @@ def test_the_pass_of_another_thread_is_not_taken(model: Chain) -> None:
         apart = model(X + 1)
     found: list[Tensor] = []
     with Tap(model, "first", gradient=True) as tap:
+        # A hook fires for every thread that runs the model, so the tap must ignore this pass.
         with torch.no_grad():
             other = threading.Thread(target=lambda: found.append(model(X + 1).detach()))
             other.start()
@@ -182,7 +183,7 @@ def test_an_in_place_operation_after_the_layer_does_not_reach_the_map(layer: str
 
 @pytest.mark.parametrize("layer", ["features.0", "features.28", "features.29"])
 def test_in_place_relus_of_vgg16(layer: str) -> None:
-    """With every ReLU out of place the same network gives the same map."""
+    """The map stays the same if every ReLU of the network works out of place."""
     model = build("vgg16").double()
     x = torch.randn(1, 3, 64, 64).double()
     maps = camkit.GradCAM(model, layer)(x, 3).maps

@@ -60,7 +60,8 @@ def test_a_function() -> None:
     assert reported is contrast
 
 
-#: How a model gives its logits beside features, and the target that is their key.
+#: Outputs that hold logits next to features: a function that makes the output, and one that wraps a target in
+#: the key of the logits.
 KINDS: dict[str, tuple[Wrap, Callable[[Any], Any]]] = {
     "dict": (lambda f, y: {"features": f, "logits": y}, lambda t: key("logits", t)),
     "integer keys": (lambda f, y: {0: y, 1: f}, lambda t: key(0, t)),
@@ -300,7 +301,7 @@ def test_models_that_wrap_their_logits(wrap: Wrap, keyed: Any, method: Any) -> N
         assert_close(explained.maps, expected.maps, rtol=1e-12, atol=0)
         assert expected.maps.amax() > 0 or target != [[0, 1, 2, 3]] * 2
     with torch.no_grad():
-        model.get_parameter("fc.bias")[expected.target] -= 100  # another class is predicted from now on
+        model.get_parameter("fc.bias")[expected.target] -= 100  # now the model predicts another class
     again = wrapped(x, explained.target)
     assert_close(again.maps, plain(x, expected.target).maps, rtol=1e-12, atol=0)
     assert not torch.equal(plain(x).target, expected.target)

@@ -39,7 +39,7 @@ def test_formulas_of_the_logits(make: Any, one: Any, classes: Any, settled: Any)
 
     target = make(classes)
     bound = bind(target, FIRST, 2)
-    for output in (FIRST, OTHER):  # the classes that FIRST predicts, whatever OTHER does
+    for output in (FIRST, OTHER):  # OTHER is scored for the classes that FIRST predicts
         assert_close(bound.score(output), literal(output))
     assert_close(target(FIRST), literal(FIRST))
 
@@ -91,7 +91,7 @@ def test_finer_takes_off_the_nearest_classes_of_the_first_pass(
 
 
 def test_finer_by_default() -> None:
-    """Three similar classes, 0.6 of their mean, of the predicted class."""
+    """By default 0.6 times the mean of the three nearest logits is subtracted from the predicted class's."""
     logits = torch.tensor([[1.0, 9.0, 2.0, 7.0, 6.0]])
     bound = bind(targets.finer(), logits, 1)
     assert bound.score(logits).tolist() == pytest.approx([9 - 0.6 * (7 + 6 + 2) / 3])
@@ -99,7 +99,7 @@ def test_finer_by_default() -> None:
 
 
 def test_maps_are_linear_in_the_score() -> None:
-    """HiResCAM's of a formula is the formula's derivative of those of all classes."""
+    """HiResCAM's map of a formula is the sum of the maps of all classes, weighted by its derivatives."""
     model, x = tiny(Plain), torch.randn(3, 3, 12, 10).double()
     method = camkit.HiResCAM(model)
     every = method(x, [[0, 1, 2, 3]] * 3)
@@ -127,4 +127,4 @@ def test_other_passes_keep_the_similar_classes_of_the_first() -> None:
         expected = method(x, lambda z: z[range(3), classes] - 0.6 * z[range(3), nearest])
         assert expected.maps.amax() > 0
         assert_close(explained.maps, expected.maps)
-    assert_close(method(x, targets.probability()).maps, method(x).maps)  # Score-CAM's is that of a class
+    assert_close(method(x, targets.probability()).maps, method(x).maps)  # Score-CAM always uses probabilities

@@ -44,7 +44,7 @@ def test_pixels(kind: Callable[[Tensor], Any]) -> None:
     ("found", "expected", "gradient"),
     [
         ([(A, 1, 0.25)], 0.25, [1]),
-        ([(HALF, 1, 0.75)], 0.25, [1 / 3]),  # 2 x 2 of 8 + 8 - 4
+        ([(HALF, 1, 0.75)], 0.25, [1 / 3]),  # overlap 2 x 2, union 8 + 8 - 4
         ([(HALF, 1, 0.9), (A, 1, 0.25)], 0.3, [1 / 3, 0]),
         ([(A, 2, 1.0), (HALF, 1, 0.75), (FAR, 1, 1.0)], 0.25, [0, 1 / 3, 0]),
         ([([0.0, 0.0, 4.0, 1.0], 1, 0.5), ([-4.0, -2.0, 8.0, 4.0], 1, 0.5)], 0.25, [0.5, 0]),
@@ -54,7 +54,10 @@ def test_pixels(kind: Callable[[Tensor], Any]) -> None:
     ],
 )
 def test_box(found: Any, expected: float, gradient: list[float]) -> None:
-    """Of the detections of its label, the best of score times overlap; the gradient reaches its score."""
+    """The highest product of detection score and overlap, among the detections with the label.
+
+    The gradient reaches the detection score of that product.
+    """
     output = [detections(*found), detections((A, 1, 0.5))]
     for corners in (A, torch.tensor([A, A])):
         values, _ = scores(targets.box(corners, 1), output, 2)
@@ -85,7 +88,7 @@ def test_pixels_of_another_number_of_images() -> None:
 
 
 class Segmenter(nn.Module):
-    """A class at each position, at the input's size."""
+    """Outputs the logits of three classes at each position, at the input's size."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -119,7 +122,7 @@ def test_pixels_of_a_segmentation() -> None:
 
 
 def detector(most: int = 20) -> nn.Module:
-    """torchvision's SSD on a backbone of two convolutions."""
+    """torchvision's SSD with a backbone of two convolutions."""
     backbone = nn.Sequential(nn.Conv2d(3, 4, 3, 2, 1), nn.ReLU(), nn.Conv2d(4, 6, 3, 2, 1), nn.ReLU())
     backbone.out_channels = [6]  # type: ignore[assignment]
     anchors = DefaultBoxGenerator([[2]], scales=[0.3, 0.6])
@@ -127,7 +130,7 @@ def detector(most: int = 20) -> nn.Module:
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.normal_(std=0.2)
-        model.get_parameter("backbone.2.bias").fill_(1)  # so that its ReLU lets something through
+        model.get_parameter("backbone.2.bias").fill_(1)  # so that the ReLU has positive outputs
     return model.double().eval()
 
 
@@ -154,7 +157,7 @@ def test_box_of_a_detector_of_torchvision() -> None:
     assert explained.maps.amax() > 0
 
 
-@pytest.mark.parametrize("most", [20, 12])  # 12: as many as there are copies of images in one pass
+@pytest.mark.parametrize("most", [20, 12])  # one pass has 12 copies of images, too
 def test_box_while_the_input_is_masked(most: int) -> None:
     model, x = detector(most), torch.rand(2, 3, 32, 32).double()
     found = model(x)
@@ -198,7 +201,7 @@ def test_box_while_a_channel_is_left_out() -> None:
     ],
 )
 def test_detections_wherever_they_lie_in_the_output(kind: Any, target: Any) -> None:
-    """Cut into images where the output holds a list of one dict for each of them."""
+    """A list with one dict per image is split by images at every depth of the output."""
     found = [detections((A, 1, float(n))) for n in range(6)]
     parts = split(kind(found), 2, 6)
     assert [bind(target, part, 2).score(part).tolist() for part in parts] == [[0, 1], [2, 3], [4, 5]]
