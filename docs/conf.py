@@ -1,5 +1,6 @@
 """The configuration of Sphinx, and the parts of the documentation that are generated from the code."""
 
+import inspect
 from typing import Any
 
 from docutils import nodes
@@ -77,6 +78,17 @@ def insert_formula(app: Sphinx, what: str, name: str, obj: Any, options: object,
         lines[end:end] = ["", ".. math::", "   :nowrap:", "", f"   {formula}"]
 
 
+def find_source(app: Sphinx, module: str, attribute: str) -> str | None:
+    """Returns the module whose file defines a public class; the class itself says that it lives in camkit."""
+    kind = vars(camkit).get(attribute.partition(".")[0])
+    if module != "camkit" or not isinstance(kind, type):
+        return None
+    homes = (f.__module__ for f in vars(kind).values() if inspect.isfunction(f))
+    return next((home for home in homes if home and home.startswith("camkit.")), None)
+
+
 def setup(app: Sphinx) -> None:
     app.add_directive("method-table", MethodTable)
     app.connect("autodoc-process-docstring", insert_formula)
+    # Links to the source code, by the extension sphinx.ext.viewcode.
+    app.connect("viewcode-follow-imported", find_source)
