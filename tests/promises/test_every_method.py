@@ -15,11 +15,10 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import camkit
-from helpers.families import Plain, Residual, Transformer, tiny
+from helpers.families import Plain, Residual, tiny
 from helpers.fingerprint import bits, hooks_of, process
 from helpers.registry import images, make, network
 
-SHAPES: dict[type[nn.Module], tuple[int, ...]] = {Plain: (3, 12, 10), Transformer: (3, 16, 12)}
 SEEDED = [name for name, method in camkit.METHODS.items() if hasattr(method, "seed")]
 # The methods that explain any one layer. FullGrad, LeGrad and PolyCAM use several layers by themselves, and
 # CAM explains only the layer before the pooling.

@@ -10,14 +10,10 @@ from torch.nn import functional as F
 
 import camkit
 from helpers.families import Plain, Transformer, tiny
+from helpers.registry import FEW
 
 # FullGrad and LeGrad have tests of their own below. CAM does not explain the head of these networks.
 NAMES = [name for name in camkit.METHODS if name not in ("CAM", "LeGrad", "FullGrad")]
-FEW: dict[str, dict[str, Any]] = {
-    "SmoothGradCAMPlusPlus": {"samples": 2},
-    "SSCAM": {"samples": 2},
-    "ISCAM": {"samples": 2},
-}
 lost = pytest.mark.filterwarnings("ignore:RelevanceCAM")
 
 

@@ -157,7 +157,3 @@ def test_the_model_is_left_as_found(kind: Any) -> None:
     ):
         kind(model, ["features.0", "fc"])(x)
     assert fingerprint(model) == before
-
-
-MODEL = Plain()
-DIFFERENT = "layer: expected one layer, or several different ones, got "

@@ -20,12 +20,34 @@ HEADS: dict[str, nn.Module] = {
 heads = pytest.mark.parametrize("head", HEADS.values(), ids=HEADS)
 
 
-@heads
-@pytest.mark.parametrize("count", [1, 3, 20])  # 20 is more than the 16 scores of one pass
-def test_each_score_has_its_own_gradient(head: nn.Module, count: int) -> None:
+@pytest.mark.parametrize(
+    ("head", "count", "passes"),
+    [
+        ("linear", 1, 1),
+        ("linear", 3, 1),
+        ("linear", 20, 2),  # one pass takes 16 scores at most
+        ("two layers", 3, 1),
+        ("two layers", 20, 2),
+        ("sigmoid", 1, 1),
+        ("sigmoid", 3, 3),
+        ("sigmoid", 20, 20),
+    ],
+)
+def test_each_score_has_its_own_gradient(
+    head: str, count: int, passes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     leaf = torch.randn(2, 6).requires_grad_()
-    scores = head(leaf)[:, :count]
-    found = gradients(scores, leaf, keep=True)
+    scores = HEADS[head](leaf).gather(1, torch.arange(count).expand(2, count))
+    backward, calls = torch.autograd.grad, []
+
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        calls.append(kwargs)
+        return backward(*args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.autograd, "grad", counted)
+        found = gradients(scores, leaf, keep=True)
+    assert len(calls) == passes
     assert found.shape == (2, count, 6)
     assert not found.requires_grad
     for k in range(count):
