@@ -51,11 +51,12 @@ def test_where_both_inputs_are_equal_the_multiplier_is_the_derivative() -> None:
 
 def test_max_pooling_gives_its_difference_to_the_position_that_made_it() -> None:
     x = torch.tensor([[[1.0, 4.0, 2.0, 3.0]]])
-    reference = torch.tensor([[[2.0, 0.0, 5.0, 6.0]]])
+    reference = torch.tensor([[[2.0, 0.0, 6.0, 5.0]]])
     found = multiplier_of(lambda t: F.max_pool1d(t, 2), x, reference)
     # The maximum of the first window rises from 2 to 4, and that of the second falls from 6 to 3. Each change
-    # goes to the position of the maximum of x, here the second position of its window.
-    assert (found * (x - reference)).tolist() == [[[0, 2, 0, -3]]]
+    # goes to the position of the larger maximum: that of x in the first window, that of the reference in the
+    # second.
+    assert (found * (x - reference)).tolist() == [[[0, 2, -3, 0]]]
 
 
 def test_lift_cam_of_two_linear_layers_with_tanh() -> None:
