@@ -58,7 +58,9 @@ class FullGrad(Method):
             with explaining_errors(self.model, inputs), BiasRecorder() as biases:
                 output = inputs.run(self.model, leaf)
             scores = Scores.of(target, output, len(images))
-            of_input, *of_biases = gradient_times_factor(scores.rows, [(leaf, images), *biases.found])
+            of_input, *of_biases = gradient_times_factor(
+                scores.rows, [(leaf, images.detach()), *biases.found]
+            )
         # Leave out the biases of linear layers: they have no spatial size, so they have no place in the map.
         spatial = [of_input, *(p for p, is_map in zip(of_biases, biases.are_maps, strict=True) if is_map)]
         found = torch.stack([maps.resize(_scaled_magnitudes(p), size).sum(2) for p in spatial]).sum(0)
