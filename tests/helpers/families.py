@@ -71,7 +71,7 @@ FAMILIES = [
     Family("efficientnet_v2_s", "features", 1280, (7, 7), True),
     Family("regnet_y_400mf", "trunk_output", 440, (7, 7), True),
     Family("convnext_tiny", "features", 768, (7, 7), True),
-    Family("vit_b_32", "encoder", 768, (7, 7), False, "__getitem__", fixed_size=True),
+    Family("vit_b_32", "encoder", 768, (7, 7), False, "getitem", fixed_size=True),
     Family("swin_t", "permute", 768, (7, 7), True),
     Family("swin_v2_t", "permute", 768, (7, 7), True),
     Family("maxvit_t", "blocks.3", 512, (7, 7), False, "tanh", fixed_size=True),
