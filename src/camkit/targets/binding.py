@@ -34,7 +34,6 @@ class Bound:
         target: the target to report. If it is passed as ``target=`` again, it explains the same classes.
         classes: indices of the explained classes, ``(N,)`` or ``(N, K)``; ``None`` if the target is a
             function of the output.
-        plain_classes: the same indices if each score is the logit of its class; ``None`` otherwise.
         logits: function from the output to the logits ``(N, classes)``; ``None`` unless each score is a
             logit.
     """
@@ -42,8 +41,12 @@ class Bound:
     score: Callable[[Any], torch.Tensor]
     target: Any
     classes: torch.Tensor | None = None
-    plain_classes: torch.Tensor | None = None
     logits: Callable[[Any], torch.Tensor] | None = None
+
+    @property
+    def plain_classes(self) -> torch.Tensor | None:
+        """The indices of the explained classes if each score is the logit of its class, else ``None``."""
+        return None if self.logits is None else self.classes
 
     def with_formula(self, formula: ClassFormula) -> Callable[[Any], torch.Tensor]:
         """Returns a score function with another formula, such as the softmax probability.
@@ -55,9 +58,9 @@ class Bound:
             A function from the output to the scores by ``formula``, ``(N, K)``. If the scores of this target
             are not plain logits, the formula does not apply, and the result is :attr:`score`.
         """
-        if self.plain_classes is None or self.logits is None:
-            return self.score
         logits, classes = self.logits, self.plain_classes
+        if logits is None or classes is None:
+            return self.score
         return lambda output: formula(logits(output), classes.reshape(len(classes), -1))
 
 
@@ -226,7 +229,7 @@ def bind(target: Target | Bound, output: Any, count: int | None = None) -> Bound
     if callable(target):
         return Bound(_checked(target, count), target)
     classes = class_indices(target, output, count)
-    return Bound(scorer(logit, classes), classes, classes, classes, lambda logits: logits)
+    return Bound(scorer(logit, classes), classes, classes, lambda logits: logits)
 
 
 def scorer(formula: ClassFormula, classes: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
@@ -304,7 +307,6 @@ class OutputEntry(BindableTarget):
             lambda output: inner.score(self._entry(output)),
             replace(self, target=inner.target),
             inner.classes,
-            inner.plain_classes,
             None if logits is None else lambda output: logits(self._entry(output)),
         )
 
