@@ -65,8 +65,13 @@ def is_in_place(function: Callable[..., Any]) -> bool:
 
 def out_of_place(function: Callable[..., Any]) -> Callable[..., Any]:
     """Returns the function of the same name that makes a new tensor; ``function`` itself if there is none."""
-    name = name_of(function)
-    found: Callable[..., Any] = getattr(torch, name, getattr(F, name, function))
+    return _named(name_of(function)) or function
+
+
+def _named(name: str) -> Callable[..., Any] | None:
+    """Returns the function that works out of place; ``None`` if there is none of this name."""
+    # Some activation functions, such as gelu, are in torch.nn.functional only.
+    found: Callable[..., Any] | None = getattr(torch, name, None) or getattr(F, name, None)
     return found
 
 
@@ -223,8 +228,8 @@ class Activation(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Applies the function to ``x``, a tensor of any shape, and returns a tensor of that shape."""
-        # Some activation functions, such as gelu, are in torch.nn.functional only.
-        function = getattr(torch, self.name, None) or getattr(F, self.name)
+        function = _named(self.name)
+        assert function is not None  # every name in ACTIVATIONS has one
         result: torch.Tensor = function(x, *self.args, **self.kwargs)
         return result
 

@@ -19,7 +19,7 @@ the larger size. Such a value is read by the proportions of the input, or else b
 
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 
 from torch import nn
@@ -248,21 +248,14 @@ def _is_attention_weights(trace: Trace, value: int) -> bool:
 
 def _unfit_message(model: nn.Module, shape: tuple[int, ...], error: Exception, inputs: Inputs | None) -> str:
     """Returns the message for an input that the model cannot take, with a size that fits if one is found."""
-
-    def can_run(shape: Sequence[int]) -> bool:
-        try:
-            record(model, shape, inputs=inputs)
-        except Exception:
-            return False
-        return True
-
     reason = " ".join(str(error).split())
     got = f"{checks.shape_of(shape[1:])} ({type(error).__name__}: {reason[:200]})"
     kind, name = type(model).__name__, inputs.argument if inputs else "input_shape"
     # The most frequent cause is an image too small for the model's poolings, so try a few larger sizes.
     for factor in (2, 4, 8, 16) if len(shape) > 2 else ():
         larger = [factor * n for n in shape[2:]]
-        if can_run((*shape[:2], *larger)):
+        with suppress(Exception):
+            record(model, (*shape[:2], *larger), inputs=inputs)
             hint = f"{checks.shape_of(larger)} is large enough"
             return checks.error_message(name, f"larger images for {kind}", got, hint)
     return checks.error_message(name, f"an input that {kind} can take", got)
