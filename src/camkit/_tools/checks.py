@@ -62,6 +62,10 @@ def warn(message: str) -> None:
     warnings.warn(message, stacklevel=level)
 
 
+#: The wording for progress= in errors.
+PROGRESS = "a function that wraps an iterable, such as tqdm.tqdm"
+
+
 def positive(name: str, value: object) -> None:
     """Raises a ``TypeError`` or ``ValueError`` unless ``value`` is an int above zero."""
     if index(name, value) < 1:
@@ -95,6 +99,12 @@ def lengths(name: str, expected: str, value: object, count: int | None = None) -
         raise TypeError(error_message(name, expected, repr(value)))
     if count not in (None, len(value)) or min(value, default=0) < 1:
         raise ValueError(error_message(name, expected, value))
+
+
+def optional_function(name: str, expected: str, value: object) -> None:
+    """Raises a ``TypeError`` unless ``value`` is ``None`` or can be called."""
+    if value is not None and not callable(value):
+        raise TypeError(error_message(name, expected, type(value).__name__))
 
 
 def not_negative(name: str, value: object) -> None:

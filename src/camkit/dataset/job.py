@@ -158,12 +158,8 @@ def _check_method(method: object) -> Method:
 
 def _check_options(read: object, colormap: object, shard_size: object, progress: object) -> None:
     """Raises a ``TypeError`` or ``ValueError`` for an option that :func:`explain_dataset` cannot take."""
-    for name, function, expected in (
-        ("read", read, READ),
-        ("progress", progress, "a function that wraps an iterable, such as tqdm.tqdm"),
-    ):
-        if function is not None and not callable(function):
-            raise TypeError(checks.error_message(name, expected, type(function).__name__))
+    checks.optional_function("read", READ, read)
+    checks.optional_function("progress", checks.PROGRESS, progress)
     if colormap is not None:
         checks.one_of("colormap", colormap, TABLES)
     checks.positive("shard_size", shard_size)

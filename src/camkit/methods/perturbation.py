@@ -42,9 +42,7 @@ class Perturbing(Explainer):
     def __post_init__(self) -> None:
         super().__post_init__()
         checks.positive("chunk_size", self.chunk_size)
-        if self.progress is not None and not callable(self.progress):
-            expected = "a function that wraps an iterable, such as tqdm.tqdm"
-            raise TypeError(checks.error_message("progress", expected, type(self.progress).__name__))
+        checks.optional_function("progress", checks.PROGRESS, self.progress)
 
     def copies_per_pass(self, images: int) -> int:
         """Returns how many copies of a batch of N images go into one pass."""
