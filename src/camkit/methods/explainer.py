@@ -17,7 +17,7 @@ from camkit.layers.location import Location, locate
 from camkit.layers.search import find_for_gradient
 from camkit.methods.base import Explanation, Method
 from camkit.model.inputs import Inputs
-from camkit.model.modules import layer_name, modules_of, require_floats
+from camkit.model.modules import layer_name, require_floats
 from camkit.passes.evidence import Evidence, gather
 from camkit.targets.binding import Target
 
@@ -145,7 +145,7 @@ class Explainer(Method):
         # The dry run gets two images. With one, a dimension of length one could be mistaken for the batch.
         shape = (2, *inputs.images.shape[1:])
         # The key holds the modules, because the user may have replaced one, such as the head, between calls.
-        key = (shape, inputs.signature(), tuple(map(id, modules_of(self.model))))
+        key = (shape, inputs.signature(), tuple(map(id, inputs.modules)))
         if key not in self._locations:
             if len(self._locations) >= _MAX_SHAPES:
                 # A data set with images of many sizes would otherwise fill the memory with dry runs.

@@ -3,7 +3,7 @@
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -34,11 +34,13 @@ class Inputs:
         given: the inputs as the user gave them: a tensor, or a tuple or dict.
         place: where in ``given`` the images are: an index or a name; ``None`` if ``given`` is the images.
         argument: the name of the user's argument, for error messages.
+        modules: every module of the model that the inputs were checked for; empty before the check.
     """
 
     given: Any
     place: int | str | None = None
     argument: str = "x"
+    modules: Sequence[nn.Module] = field(default=(), repr=False)
 
     @classmethod
     def of(cls, x: Input) -> "Inputs":
@@ -75,7 +77,7 @@ class Inputs:
         """
         inputs = cls.of(x)
         _require_batch(inputs.images, modules)
-        return inputs
+        return replace(inputs, modules=modules)
 
     @property
     def images(self) -> torch.Tensor:
